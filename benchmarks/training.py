@@ -10,17 +10,19 @@ epochs and with the same learning rate, each in a process of its own, round by r
   processor without instructions for it emulates.
 - `script-float32`: the same script with `bf16=False`.
 
-Four cases: the shipped tickets on the tiny base, the same behind four worked examples in every
+Five cases: the shipped tickets on the tiny base, the same behind four worked examples in every
 prompt (`long-start`), and, on a network of the shape of Qwen2.5-0.5B with random weights, rows of
-50 to 1,000 tokens (`half-billion`) and preference pairs with prompts of 600 tokens and answers of
-60 (`pairs`, by `dpo`). With `long-start` and `pairs`, `whole-rows` is Tuneline without
-`training.loop.shared_start`; the scripts train no pairs. Tuneline trains the last two with `dtype:
-bfloat16` if the processor multiplies bfloat16. Tokens are those of the rows, without padding; a
-token that a trainer cuts off does not count for it. Time is that of the training loop, without
-held-out losses in between and without loading. The held-out loss is computed by one function for
-all: nats per answer token, by transformers' own forward pass. `cpu_s` is the processor time of the
-loop: other work on the machine changes it less than the wall time. The peak memory is the
-process's.
+50 to 1,000 tokens (`half-billion`), preference pairs with prompts of 600 tokens and answers of 60
+(`pairs`, by `dpo`), and a prompt of 600 tokens with four answers of 32 tokens that the model
+generates (`grpo`). With `long-start`, `pairs` and `grpo`, `whole-rows` is Tuneline without
+`training.loop.shared_start`; the scripts train neither pairs nor prompts. Tuneline trains the last
+three with `dtype: bfloat16` if the processor multiplies bfloat16. Tokens are those of the rows,
+without padding; a token that a trainer cuts off does not count for it. With `grpo` they are those
+of the prompt for each of its answers, and of the answers. Time is that of the training loop,
+without held-out losses in between and without loading. The held-out loss is computed by one
+function for all: nats per answer token, by transformers' own forward pass. `cpu_s` is the processor
+time of the loop: other work on the machine changes it less than the wall time. The peak memory is
+the process's.
 
 `share_of_matmul_rate` is (multiplications and additions of the network for the tokens) / (time x
 measured rate of a float32 matrix product). For each token it counts 4 for a weight of a frozen
@@ -28,7 +30,7 @@ layer (the output and the gradient of the input), and 6 for a weight of the adap
 
 Prints a table for people, then one JSON document on the last line. The figures are medians of three
 rounds, with two exceptions: `script`, which takes minutes, and `half-billion` run once. A whole
-run takes about half an hour on two cores, --quick about two minutes.
+run takes about 40 minutes on two cores, --quick about two minutes.
 """
 
 from __future__ import annotations
@@ -92,9 +94,9 @@ def main() -> None:
 def measure(folder: Path, against: Path | None, rounds: int) -> dict[str, Any]:
     """Return the medians over interleaved rounds for each trainer; `script` has one round."""
     pythons = dict.fromkeys(("tuneline", "script", "script-float32"), sys.executable)
-    if folder.name in ("long-start", "pairs"):
+    if folder.name in ("long-start", "pairs", "grpo"):
         pythons["whole-rows"] = sys.executable
-    if folder.name == "pairs":  # the scripts train no pairs
+    if folder.name in ("pairs", "grpo"):  # the scripts train neither
         del pythons["script"], pythons["script-float32"]
     if against is not None:
         pythons["against"] = str(against / ".venv" / "bin" / "python")
@@ -180,15 +182,7 @@ def make_long_start(folder: Path, num_rows: int) -> None:
 def make_half_billion(folder: Path, _num_rows: int) -> None:
     """Write four rows of 50 to 1,000 tokens, and a random network of the shape of Qwen2.5-0.5B."""
     make_random_base(folder)
-    text = random_text()
-    for name, lengths in (("train", (60, 240, 480, 960)), ("heldout", (200,))):
-        rows = []
-        for length in lengths:
-            words = text(length - 20)
-            cut = len(words) * 2 // 3
-            row = {"instruction": " ".join(words[:cut]), "output": " ".join(words[cut:])}
-            rows.append(json.dumps(row) + "\n")
-        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+    write_random_rows(folder, {"train": (60, 240, 480, 960), "heldout": (200,)})
     write_random_case(folder, per_device_train_batch_size=1, gradient_accumulation_steps=4)
 
 
@@ -208,6 +202,34 @@ def make_pairs(folder: Path, _num_rows: int) -> None:
         folder, per_device_train_batch_size=2, gradient_accumulation_steps=1,
         method={"type": "dpo"},
     )  # fmt: skip
+
+
+def make_grpo(folder: Path, _num_rows: int) -> None:
+    """Write a prompt of about 600 tokens, and a reward that tells random answers apart."""
+    make_random_base(folder)
+    write_random_rows(folder, {"train": (900,), "heldout": (200,)})
+    (folder / "rewards.py").write_text(
+        "def spread(completion_ids, **_):\n"
+        "    return [sum(ids) % 97 / 97 for ids in completion_ids]\n"
+    )
+    write_random_case(
+        folder, per_device_train_batch_size=4, gradient_accumulation_steps=1,
+        method={"type": "grpo", "reward_funcs": f"{folder / 'rewards.py'}:spread",
+                "num_generations": 4, "max_completion_length": 32},
+    )  # fmt: skip
+
+
+def write_random_rows(folder: Path, lengths: dict[str, tuple[int, ...]]) -> None:
+    """Write rows of so many tokens to each file; two thirds of a row are its prompt."""
+    text = random_text()
+    for name, of_rows in lengths.items():
+        rows = []
+        for length in of_rows:
+            words = text(length - 20)
+            cut = len(words) * 2 // 3
+            row = {"instruction": " ".join(words[:cut]), "output": " ".join(words[cut:])}
+            rows.append(json.dumps(row) + "\n")
+        (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
 def make_random_base(folder: Path) -> None:
@@ -265,7 +287,7 @@ def write_random_case(folder: Path, **settings: Any) -> None:
 
 MAKE_CASE = {
     "tickets": make_tickets, "long-start": make_long_start, "half-billion": make_half_billion,
-    "pairs": make_pairs,
+    "pairs": make_pairs, "grpo": make_grpo,
 }  # fmt: skip
 
 
@@ -317,7 +339,7 @@ def watch_loop() -> dict[str, Any]:
                 found["wall_s"] += sign * (time.perf_counter() - start_s)
                 found["cpu_s"] += sign * (time.process_time() - start_cpu_s)
             found["model"] = self.model
-            found["num_tokens"] = num_tokens(self.train_dataset)
+            found["num_tokens"] = num_tokens(self)
             return result
 
         return run
@@ -335,8 +357,13 @@ def watch_loop() -> dict[str, Any]:
     return found
 
 
-def num_tokens(dataset: Any) -> int:
-    """Return the tokens of all rows; the sides of a pair are two rows."""
+def num_tokens(trainer: Any) -> int:
+    """Return the tokens of all rows; the sides of a pair are two rows, as are two answers."""
+    dataset = trainer.train_dataset
+    if hasattr(trainer, "num_sampled_tokens"):  # prompts that the model answers itself
+        prompts = trainer.rows[: len(dataset)]
+        tokens = sum(len(prompt.prompt_ids) for prompt in prompts)
+        return int(trainer.num_generations * tokens + trainer.num_sampled_tokens)
     if "chosen_ids" not in dataset.column_names:
         return sum(len(ids) for ids in dataset["input_ids"])
     sides = ("prompt_ids", "prompt_ids", "chosen_ids", "rejected_ids")
