@@ -151,13 +151,10 @@ def test_a_class_that_fits_is_known_before_its_weights_are_read(
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("padded_left", [False, True], ids=["right", "left"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rounding_to_bfloat16_keeps_no_model_from_sharing(
-    family: str, *, padded_left: bool
-) -> None:
+def test_rounding_to_bfloat16_keeps_no_model_from_sharing(family: str) -> None:
     model = _model(FAMILIES[family]).bfloat16()
-    assert share_starts(model, _batch()["input_ids"].tolist(), padded_left=padded_left)
+    assert share_starts(model, _batch()["input_ids"].tolist(), padded_left=True)
 
 
 def _another_start(cache: Any, _: dict[str, Any]) -> None:
@@ -180,7 +177,7 @@ def _seen_padding(cache: Any, given: dict[str, Any]) -> None:
     "defect", [_another_start, _next_position, _hidden_token, _seen_padding],
     ids=lambda defect: defect.__name__,
 )  # fmt: skip
-@pytest.mark.parametrize("family", ["llama", "qwen3-moe", "gpt-oss", "deepseek-v3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3-moe", "gpt-oss"])
 def test_a_defect_in_one_row_is_no_rounding_to_bfloat16(family: str, defect: Any) -> None:
     model = _model(FAMILIES[family]).bfloat16()
     original = model.model.forward
