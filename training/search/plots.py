@@ -75,9 +75,7 @@ def _history(trials: Trials, config: SearchConfig, path: Path) -> None:
 
 def _parallel(trials: Trials, config: SearchConfig, path: Path) -> None:
     """Draw each complete trial as a line over one axis per key; the better, the darker."""
-    complete = [trial for trial in trials if trial["state"] == "complete"]
-    sign = -1 if config.direction == "minimize" else 1
-    ranked = sorted(complete, key=lambda trial: sign * trial["value"])  # the best one on top
+    ranked = worst_first(trials, config)
     scales = [_scale(config, name, ranked) for name in config.space]
     values = [trial["value"] for trial in ranked]
     scales.append(_numbers(values, min(values), max(values)))
@@ -112,6 +110,13 @@ def _parallel(trials: Trials, config: SearchConfig, path: Path) -> None:
         axes.spines[side].set_visible(False)
     figure.legend(fontsize=8, loc="outside upper right")
     figure.savefig(path, metadata={"Software": None})
+
+
+def worst_first(trials: Trials, config: SearchConfig) -> list[Mapping[str, Any]]:
+    """Return the complete trials, the best one last; of equal ones, the first is the best."""
+    sign = -1 if config.direction == "minimize" else 1
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    return sorted(complete, key=lambda trial: (sign * trial["value"], -trial["number"]))
 
 
 def _scale(config: SearchConfig, name: str, trials: Trials) -> Any:

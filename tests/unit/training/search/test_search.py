@@ -16,6 +16,7 @@ import torch
 from tests.unit.training.search.worker import work
 from training.config.search import SearchConfig
 from training.loop.progress import OnHeldout
+from training.search.plots import worst_first
 from training.search.search import _comparable, search_settings
 from training.search.study import open_study
 from tuneline.core.errors import (
@@ -269,6 +270,16 @@ def test_a_study_whose_maker_was_killed_is_made_again(tmp_path: Path) -> None:
     assert [trial.system_attrs["fixed_params"]["x"] for trial in study.trials] == [1, 2, 3, 4, 5]
     with sqlite3.connect(tmp_path / "study.db") as database:
         assert database.execute("select count(*) from studies").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(("direction", "order"), [("minimize", [2, 3, 1]), ("maximize", [3, 1, 2])])
+def test_the_best_trial_of_the_picture_is_that_of_the_result(
+    direction: str, order: list[int]
+) -> None:
+    config = _config(GRID, direction=direction)
+    states = {1: ("complete", 0.0), 2: ("complete", 1.0), 3: ("complete", 0.0), 4: ("fail", None)}
+    trials = [{"number": n, "state": s, "value": value} for n, (s, value) in states.items()]
+    assert [trial["number"] for trial in worst_first(trials, config)] == order
 
 
 def test_plots_that_cannot_be_drawn_cost_no_result(tmp_path: Path) -> None:
