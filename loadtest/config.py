@@ -342,7 +342,7 @@ def quick_config(
 ) -> LoadTestConfig:
     """Return a configuration of one scenario from command-line options.
 
-    The default is 1 stream and 100 requests.
+    The default is 1 stream and 100 requests; an override with an arrival pattern has no stream.
 
     Args:
         overrides: `KEY=VALUE`, as `--set` takes them; every key begins with `loadtest.`.
@@ -350,12 +350,9 @@ def quick_config(
     Raises:
         ConfigError: The options exclude one another or are out of range.
     """
-    if rate_rps is None and concurrency is None:
-        concurrency = 1
     if num_requests is None and duration_s is None:
         num_requests = 100
-    scenario = {
-        "name": "closed" if rate_rps is None else "open",
+    scenario: dict[str, Any] = {
         "rate_rps": rate_rps,
         "concurrency": concurrency,
         "num_requests": num_requests,
@@ -372,4 +369,8 @@ def quick_config(
             f"--set {', '.join(others)}: without RUN.yaml only loadtest.* can be set",
             hint="Try: --set loadtest.slo.ttft_s.p90=0.5",
         )
+    is_open = scenario["rate_rps"] is not None or "arrival" in scenario
+    scenario.setdefault("name", "open" if is_open else "closed")
+    if not is_open and scenario["concurrency"] is None:
+        scenario["concurrency"] = 1
     return validate_config(LoadTestConfig, values, "options")

@@ -105,6 +105,14 @@ def test_options_of_the_command_line_become_one_scenario() -> None:
     assert config.max_tokens == 9
     (scenario,) = quick_config().scenarios
     assert (scenario.loop, scenario.concurrency, scenario.num_requests) == ("closed", 1, 100)
+    trace = ["source=mooncake", "path=x"]
+    (scenario,) = quick_config(
+        overrides=[
+            *(f"loadtest.workload.{one}" for one in trace),
+            "loadtest.scenarios.0.arrival=trace",
+        ]
+    ).scenarios
+    assert (scenario.name, scenario.loop, scenario.rate_rps) == ("open", "open", None)
     with pytest.raises(ConfigError, match="either rate_rps"):
         quick_config(rate_rps=1.0, concurrency=1)
 
