@@ -133,26 +133,32 @@ def build_load_tiles(report: LoadReport) -> tuple[Tile, ...]:
     first = report.scenarios[0]
     rates, requests = first.throughput, first.requests
     return (
-        *(
-            Tile(
-                f"{NAMES[metric]} p90", seconds(first.latency[metric].at(90)), _limit(first, metric)
-            )
-            for metric in ("ttft_s", "tpot_s")
-        ),
+        *(_latency_tile(first, metric) for metric in ("ttft_s", "tpot_s")),
         Tile("output tokens/s", digits(rates.output_tokens_per_s), first.name),
         Tile("requests", f"{requests.succeeded} of {requests.offered}", "succeeded"),
     )
 
 
-def _limit(scenario: ScenarioReport, metric: str) -> str:
-    limit = scenario.slo.latency.get(metric, {}).get(90)
+def _latency_tile(scenario: ScenarioReport, metric: str) -> Tile:
+    """Return the 90th percentile, or the median if the requests are too few for that."""
+    found = scenario.latency[metric]
+    q = 50 if found.at(90) is None and found.at(50) is not None else 90
+    return Tile(f"{NAMES[metric]} p{q}", seconds(found.at(q)), _limit(scenario, metric, q))
+
+
+def _limit(scenario: ScenarioReport, metric: str, q: int) -> str:
+    limit = scenario.slo.latency.get(metric, {}).get(q)
     return scenario.name if limit is None else f"limit {seconds(limit)}, {scenario.name}"
 
 
 def _lead(report: LoadReport) -> str:
     names = ", ".join(scenario.name for scenario in report.scenarios)
     num_requests = sum(scenario.requests.offered for scenario in report.scenarios)
-    return f"{count(num_requests)} measured requests in {len(report.scenarios)} scenarios: {names}."
+    plural = "" if len(report.scenarios) == 1 else "s"
+    return (
+        f"{count(num_requests)} measured requests in {len(report.scenarios)} scenario{plural}: "
+        f"{names}."
+    )
 
 
 def _objectives(report: LoadReport) -> Table:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
+from typing import Any
 
 from loadtest.report.files import read_document
 from loadtest.report.schema import REPORT_FILE
@@ -21,8 +22,11 @@ from loadtest.studies.schema import (
 from tuneline.core.artifact import Artifact
 from tuneline.core.page.blocks import (
     Block,
+    Code,
     Column,
     Document,
+    Listing,
+    Pairs,
     Paragraph,
     Plots,
     Section,
@@ -31,7 +35,7 @@ from tuneline.core.page.blocks import (
     Tone,
     verdict_badge,
 )
-from tuneline.core.page.numbers import digits, seconds
+from tuneline.core.page.numbers import count, digits, seconds, short_seconds
 from tuneline.core.page.plot import Axis, Rule, Series, line_plot
 
 
@@ -44,26 +48,35 @@ def study_document(artifact: Artifact) -> Document:
     if artifact.kind == "load-pareto":
         pareto = read_document(artifact.path / REPORT_FILE, ParetoReport)
         return _document(
-            artifact, pareto, "servers", "Tuneline sweep over servers", _front_tiles(pareto),
-            Section("pareto", "Servers", _pareto_blocks(pareto)),
+            artifact, pareto, "servers", "Tuneline sweep over servers",
+            f"{_number(len(pareto.servers), 'server')}, {_number(len(pareto.points), 'point')}.",
+            _front_tiles(pareto), Section("pareto", "Servers", _pareto_blocks(pareto)),
+            [(one.name, one.endpoint.url) for one in pareto.servers if one.endpoint is not None],
         )  # fmt: skip
     if artifact.kind == "load-sweep":
         sweep = read_document(artifact.path / REPORT_FILE, SweepReport)
         return _document(
-            artifact, sweep, sweep.endpoint.model, "Tuneline load sweep", _knee_tiles(sweep.knee),
-            Section("sweep", "Loads", _probe_blocks(UNITS[sweep.axis], sweep.probes, sweep.knee)),
+            artifact, sweep, sweep.endpoint.model, "Tuneline load sweep",
+            _lead(UNITS[sweep.axis], sweep.probes), _knee_tiles(sweep.knee),
+            Section("sweep", "Loads",
+                    (*_probe_blocks(UNITS[sweep.axis], sweep.probes, sweep.knee), *_notes(sweep))),
+            [("endpoint", sweep.endpoint.url)],
         )  # fmt: skip
     if artifact.kind == "load-comparison":
         comparison = read_document(artifact.path / REPORT_FILE, ComparisonReport)
         names = " and ".join(comparison.endpoints[side].model for side in SIDES)
         return _document(
-            artifact, comparison, names, "Tuneline load comparison", (),
+            artifact, comparison, names, "Tuneline load comparison",
+            "The same requests to A and to B.", (),
             Section("comparison", "B against A", _comparison_blocks(comparison)),
+            [(side.upper(), comparison.endpoints[side].url) for side in SIDES],
         )  # fmt: skip
     search = read_document(artifact.path / REPORT_FILE, SearchReport)
     return _document(
-        artifact, search, search.endpoint.model, "Tuneline load search", _search_tiles(search),
+        artifact, search, search.endpoint.model, "Tuneline load search",
+        _lead(UNITS[search.axis], search.probes), _search_tiles(search),
         Section("search", "Search", _probe_blocks(UNITS[search.axis], search.probes, search.knee)),
+        [("endpoint", search.endpoint.url)],
     )  # fmt: skip
 
 
@@ -72,19 +85,74 @@ def _document(
     report: SearchReport | SweepReport | ParetoReport | ComparisonReport,
     name: str,
     about: str,
+    lead: str,
     tiles: tuple[Tile, ...],
     section: Section,
+    endpoints: Sequence[tuple[str, str]],
 ) -> Document:
     return Document(
         name=name,
         about=about,
         verdict=verdict_badge(report.verdict),
-        lead=about,
+        lead=lead,
         notices=tuple(Paragraph(problem, Tone.BAD) for problem in report.problems),
         tiles=tiles,
-        sections=(section,),
+        sections=(
+            section,
+            Section("set-up", "Endpoint, workload and client", (_set_up(artifact, endpoints),)),
+        ),
         made=f"Measured with Tuneline, complete at {artifact.manifest.created_at}.",
     )
+
+
+def _set_up(artifact: Artifact, endpoints: Sequence[tuple[str, str]]) -> Pairs:
+    manifest = artifact.manifest
+    workload = manifest.config.get("workload") or {}
+    said = [str(workload.get("source", "unknown"))]
+    if workload.get("sessions"):
+        said.append("conversations")
+    if "max_tokens" in manifest.config:
+        said.append(f"at most {manifest.config['max_tokens']} tokens per answer")
+    hardware = manifest.environment.get("hardware", {})
+    pairs: list[tuple[str, str | Code]] = [(name, Code(url)) for name, url in endpoints]
+    pairs += [
+        ("workload", ", ".join(said)),
+        ("objectives", ", ".join(_limits(manifest.config.get("slo") or {})) or "none"),
+        ("client", f"{hardware.get('cpu', '?')}, {hardware.get('cpu_cores', '?')} cores"),
+    ]
+    return Pairs(tuple(pairs))
+
+
+def _limits(slo: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each objective with its limit."""
+    for name, limit in slo.items():
+        if isinstance(limit, Mapping):
+            yield from (f"{name}.{percentile} {seconds(one)}" for percentile, one in limit.items())
+        elif limit is not None:
+            yield f"{name} {seconds(limit) if name.endswith('_s') else f'{limit:g}'}"
+
+
+def _lead(unit: str, probes: Sequence[Probe]) -> str:
+    num_requests = sum(probe.num_requests for probe in probes)
+    loads = [probe.load for probe in probes]
+    span = f" from {min(loads):.4g} to {max(loads):.4g} {unit}" if loads else ""
+    return f"{_number(len(probes), 'probe')}{span}, {_number(num_requests, 'request')}."
+
+
+def _number(number: int, word: str) -> str:
+    return f"{count(number)} {word}{'' if number == 1 else 's'}"
+
+
+def _notes(sweep: SweepReport) -> tuple[Block, ...]:
+    """Return the warnings of the loads, each with the loads that have it."""
+    found: dict[str, list[str]] = {}
+    for scenario in sweep.scenarios:
+        for note in scenario.warnings:
+            found.setdefault(note, []).append(scenario.name)
+    if not found:
+        return ()
+    notes = tuple(f"{', '.join(names)}: {note}" for note, names in found.items())
+    return Paragraph("Notes:"), Listing(notes)
 
 
 def _search_tiles(report: SearchReport) -> tuple[Tile, ...]:
@@ -95,9 +163,17 @@ def _search_tiles(report: SearchReport) -> tuple[Tile, ...]:
         if report.axis == "rate"
         else report.lowest_failing_concurrency
     )
+    highest = Tile("highest that holds", _load(found), unit)
+    if found is None:
+        once = (
+            report.highest_passed_rps
+            if report.axis == "rate"
+            else report.highest_passed_concurrency
+        )
+        highest = Tile("highest that passed, not confirmed", _load(once), unit)
     return (
-        Tile("highest that holds", _or_dash(found), unit),
-        Tile("lowest that fails", _or_dash(failing), unit),
+        highest,
+        Tile("lowest that fails", _load(failing), unit),
         *_knee_tiles(report.knee),
     )
 
@@ -105,8 +181,10 @@ def _search_tiles(report: SearchReport) -> tuple[Tile, ...]:
 def _knee_tiles(knee: Knee | None) -> tuple[Tile, ...]:
     if knee is None:
         return ()
-    end = "more" if knee.high is None else str(knee.high)
-    return (Tile("knee", str(knee.concurrency), f"{knee.low} to {end} streams"),)
+    span = f"{knee.low} to {knee.high} streams"
+    if knee.high is None:
+        span = f"{knee.low} streams or more; no larger number was measured"
+    return (Tile("knee", str(knee.concurrency), span),)
 
 
 def _probe_blocks(
@@ -136,7 +214,7 @@ def _probe_blocks(
     ], "marked")  # fmt: skip
     plots = []
     if any(one.points for one in latency):
-        y = Axis("latency", seconds, limits=(0.0, None))
+        y = Axis("latency", seconds, tick=short_seconds, limits=(0.0, None))
         plots.append(line_plot(f"Latency against {unit}", latency, x, y, rules=rules))
     if tokens.points:
         y = Axis("output tokens/s", limits=(0.0, None))
@@ -146,7 +224,7 @@ def _probe_blocks(
 
 def _probe_row(probe: Probe) -> tuple[str, ...]:
     return (
-        digits(probe.load),
+        _load(probe.load if probe.concurrency is None else probe.concurrency),
         probe.verdict + (" (ended early)" if probe.stopped_early else ""),
         str(probe.num_requests),
         _seconds(probe.latency["ttft_s"].get("p90")),
@@ -272,6 +350,11 @@ def _pareto_blocks(report: ParetoReport) -> tuple[Block, ...]:
 
 def _interval(interval: tuple[float, float] | None) -> str:
     return "–" if interval is None else f"{digits(interval[0])} to {digits(interval[1])}"
+
+
+def _load(value: float | None) -> str:
+    """Return a rate, or a whole number of streams."""
+    return count(value) if isinstance(value, int) else _or_dash(value)
 
 
 def _or_dash(value: float | None) -> str:

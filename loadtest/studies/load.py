@@ -33,4 +33,4 @@ class Load:
 
     def __str__(self) -> str:
         value = f"{self.value:.4g}" if self.axis == "rate" else str(self.concurrency)
-        return f"{value} {UNITS[self.axis]}"
+        return f"{value} {'stream' if self.concurrency == 1 else UNITS[self.axis]}"

@@ -147,7 +147,7 @@ def test_a_search_by_streams_is_honest(known: Any, tmp_path: Path) -> None:
         search_concurrency(slow, known.endpoint, tmp_path / "a", prompts=PROMPTS, num_requests=20)
     )
     assert (none["verdict"], none["max_concurrency"]) == ("INCONCLUSIVE", None)
-    assert "no number of streams down to 1 streams holds" in none["problems"][0]
+    assert "no number of streams down to 1 stream holds" in none["problems"][0]
     late = config(slo={"ttft_s": {"p50": 0.5}}, max_client_lag_s=1e-7)
     spoilt = report_of(
         search_concurrency(late, known.endpoint, tmp_path / "b", prompts=PROMPTS, num_requests=20)
