@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 from loadtest.report.files import report_of
 from loadtest.report.metric_points import MetricPoint, metric_points
@@ -26,9 +27,13 @@ def otlp_text(artifact: Artifact) -> str:
         metric = metrics.setdefault(name, {"name": name, "unit": point.unit, "gauge": gauge})
         metric["gauge"]["dataPoints"].append(_data_point(point))
     version = str(artifact.manifest.environment.get("tuneline", ""))
+    url = urlsplit(report.endpoint.url)
+    # The names of OpenTelemetry's semantic conventions: an address has no scheme and no path.
     resource = {
         "service.name": "tuneline-loadtest",
-        "server.address": report.endpoint.url,
+        "server.address": url.hostname or "",
+        "server.port": url.port or (443 if url.scheme == "https" else 80),
+        "url.full": report.endpoint.url,
         "tuneline.report.digest": artifact.digest,
     }
     scope = {"name": PREFIX, "version": version}
@@ -52,10 +57,10 @@ def _data_point(point: MetricPoint) -> dict[str, Any]:
 
 
 def _attributes(values: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "key": key,
-            "value": {"stringValue": one} if isinstance(one, str) else {"doubleValue": one},
-        }
-        for key, one in values.items()
-    ]
+    return [{"key": key, "value": _value(one)} for key, one in values.items()]
+
+
+def _value(value: str | int | float) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"stringValue": value}
+    return {"intValue": str(value)} if isinstance(value, int) else {"doubleValue": value}

@@ -43,8 +43,14 @@ def test_opentelemetrys_schema_reads_every_figure(measured: Artifact) -> None:
     assert text.count("\n") == 1  # a line per document, as the file exporter writes
     request = json_format.Parse(text, ExportMetricsServiceRequest(), ignore_unknown_fields=False)
     (resource,) = request.resource_metrics
-    attributes = {one.key: one.value.string_value for one in resource.resource.attributes}
+    attributes = {
+        one.key: one.value.string_value or one.value.int_value
+        for one in resource.resource.attributes
+    }
     assert attributes["tuneline.report.digest"] == measured.digest
+    host, port = attributes["server.address"], attributes["server.port"]
+    assert attributes["url.full"] == report_of(measured)["endpoint"]["url"]
+    assert attributes["url.full"] == f"http://{host}:{port}/v1"
     (scope,) = resource.scope_metrics
     metrics = {one.name: one for one in scope.metrics}
     report = report_of(measured)["scenarios"][0]
