@@ -12,6 +12,7 @@ from loadtest.config import SLO
 from loadtest.judging.blocks import SHOWN
 from loadtest.report.schema import Objective
 from loadtest.report.soak_schema import Drift, OverTime
+from tuneline.core.page.numbers import signed_digits
 from tuneline.core.verdict import Verdict
 
 ORDER = (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL)
@@ -67,14 +68,15 @@ def _judge(limit: float, drift: Drift, *, is_share: bool) -> _Row:
             return Verdict.INCONCLUSIVE, f"{drift.name}: its level is 0", None, drift
         unit = drift.level
     slope = drift.per_hour / unit
-    text = f"{drift.name} grows by {slope:+.3g} per hour"
+    text = f"{drift.name} grows by {signed_digits(slope)} per hour"
     if drift.ci95 is None:
         return Verdict.INCONCLUSIVE, f"{text}; no interval: {drift.without_interval}", slope, drift
     low, high = (bound / unit for bound in drift.ci95)
     verdict: Verdict = Verdict.PASS if high <= limit else Verdict.INCONCLUSIVE
     if low > limit:
         verdict = Verdict.FAIL
-    return verdict, f"{text}, 95 % interval {low:+.3g} to {high:+.3g}", slope, drift
+    text += f", 95 % interval {signed_digits(low)} to {signed_digits(high)}"
+    return verdict, text, slope, drift
 
 
 def _objective(name: str, limit: float, unit: str, rows: Sequence[_Row]) -> Objective:

@@ -107,7 +107,8 @@ def build_load_blocks(artifact: Artifact) -> tuple[Block, ...]:
         f"{scenario.name}, {one.name}: {one.verdict}: {one.reason}"
         for scenario in report.scenarios
         for one in scenario.objectives
-        if one.verdict is not Verdict.PASS
+        # The page shows the problems above.
+        if one.verdict is not Verdict.PASS and f"{one.name}: {one.reason}" not in scenario.problems
     ]
     failures = [
         f"{scenario.name}: {found.count} × {name}: {found.examples[0] if found.examples else ''}"
@@ -135,7 +136,7 @@ def build_load_tiles(report: LoadReport) -> tuple[Tile, ...]:
     return (
         *(_latency_tile(first, metric) for metric in ("ttft_s", "tpot_s")),
         Tile("output tokens/s", digits(rates.output_tokens_per_s), first.name),
-        Tile("requests", f"{requests.succeeded} of {requests.offered}", "succeeded"),
+        Tile("requests", f"{count(requests.succeeded)} of {count(requests.offered)}", "succeeded"),
     )
 
 
@@ -269,7 +270,7 @@ def _rates(report: LoadReport) -> Table:
     rows = [
         (
             one.name,
-            f"{one.requests.succeeded} of {one.requests.offered}",
+            f"{count(one.requests.succeeded)} of {count(one.requests.offered)}",
             share(one.requests.error_rate),
             digits(one.throughput.succeeded_rps),
             digits(one.throughput.output_tokens_per_s),

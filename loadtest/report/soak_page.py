@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from loadtest.report.schema import LoadReport
 from loadtest.report.soak_schema import Drift, OverTime
 from tuneline.core.page.blocks import Plot
-from tuneline.core.page.numbers import digits, seconds, share, short_seconds, whole_share
+from tuneline.core.page.numbers import (
+    digits,
+    seconds,
+    share,
+    short_seconds,
+    signed_digits,
+    whole_share,
+)
 from tuneline.core.page.plot import Axis, Point, Series, line_plot
 
 MIN_POINTS = 20
@@ -71,7 +78,7 @@ def drift_text(drift: Drift) -> str:
     if drift.per_hour is None or drift.level is None:
         return f"{name}: {drift.without_interval}"
     unit = "" if drift.unit == "1" else f" {drift.unit}"
-    text = f"{name} {digits(drift.level)}{unit}, {drift.per_hour:+.3g}{unit} per hour"
+    text = f"{name} {digits(drift.level)}{unit}, {signed_digits(drift.per_hour)}{unit} per hour"
     if drift.ci95 is not None:
-        text += f" ({drift.ci95[0]:+.3g} to {drift.ci95[1]:+.3g})"
+        text += f" ({signed_digits(drift.ci95[0])} to {signed_digits(drift.ci95[1])})"
     return text

@@ -20,7 +20,7 @@ from loadtest.run import check_served
 from loadtest.studies.bracket import LOWEST_SHARE, bracket
 from loadtest.studies.judgeable_objectives import require_objective
 from loadtest.studies.knee import find_knee
-from loadtest.studies.load import UNITS, Axis
+from loadtest.studies.load import UNITS, Axis, Load
 from loadtest.studies.schema import Capacity, SearchReport
 from loadtest.studies.tries import MOST_REQUESTS, CannotTell, OutOfTime, Tries
 from tuneline.core.artifact import Artifact, Input, canonical_digest, new_artifact, open_artifact
@@ -369,5 +369,5 @@ def _why_not(best: float | None, tries: Tries, num_needed: int | None) -> str:
     if best is None and any(probe.is_too_low for probe in probes):
         return f"no {noun} is high enough for the throughput objective and meets the others"
     if best is None:
-        return f"no {noun} down to {lowest:.3g} {unit} holds"
+        return f"no {noun} down to {Load(tries.axis, lowest)} holds"
     return f"no {noun} held twice in {MAX_CONFIRMATIONS} tries"

@@ -58,6 +58,11 @@ def three_digits(value: float) -> str:
     return f"{value:.3g}"
 
 
+def signed_digits(value: float) -> str:
+    """Return a number with its sign and three digits, or whole: `+1,799`, `-0.000516`."""
+    return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.3g}"
+
+
 def count(value: float | None) -> str:
     """Return a whole number: `1,794`."""
     return ABSENT if value is None else f"{value:,.0f}"
