@@ -136,7 +136,9 @@ class WorkloadConfig(StrictModel):
         if (self.source in FILES) != (self.path is not None):
             problems.append(f"path goes with source: {', '.join(FILES)}")
         if self.source in ONLY_SESSIONS and self.sessions is None:
-            problems.append(f"source: {self.source} needs sessions")
+            problems.append(
+                f"source: {self.source} needs sessions, such as sessions.think_s=recorded"
+            )
         if self.sessions is not None:
             problems += self._problems_of_sessions()
         if (self.source == "synthetic") != (self.input_tokens is not None):

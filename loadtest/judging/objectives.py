@@ -97,21 +97,23 @@ def latency_objective(
             reason=f"{withheld} (N = {found.n})",
         )
     reason = f"{value:.4g} s; at most {limit:g} s is allowed (N = {found.n})"
+    noun = "conversations" if metric.startswith("session_") else "requests"
     num_needed = None
     verdict: Verdict
     if _is_least(within, q / 100):
         verdict = Verdict.PASS
     elif within.value == 1.0 and lies_below(value, limit, q, within.num_independent):
         verdict = Verdict.PASS
-        reason += "; all requests keep to it, and the percentile lies far below it"
+        reason += f"; all {noun} keep to it, and the percentile lies far below it"
     else:
         verdict = Verdict.FAIL if within.ci95[1] < q / 100 else Verdict.INCONCLUSIVE
         reason += (
-            f"; {within.value:.1%} of the requests keep to it, {_interval(within)}; {q:g} % must"
+            f"; {within.value:.1%} of the {noun} keep to it, {_interval(within, noun)}; "
+            f"{q:g} % must"
         )
     if verdict == Verdict.INCONCLUSIVE:
         num_needed = _num_to_tell(within, q / 100)
-        reason += _needed(num_needed)
+        reason += _needed(num_needed, noun)
     return Objective(
         name=name,
         limit=limit,
@@ -265,16 +267,16 @@ def _is_least(share: Share, limit: float) -> bool:
     return share.n >= share.num_needed and share.ci95[0] >= limit
 
 
-def _interval(share: Share) -> str:
+def _interval(share: Share, noun: str = "requests") -> str:
     low, high = share.ci95
     text = f"95 % interval {low:.2%} to {high:.2%}"
     if share.num_independent < 0.99 * share.n:
-        text += f" (requests depend on one another: they count as {share.num_independent:.0f})"
+        text += f" ({noun} depend on one another: they count as {share.num_independent:.0f})"
     return text
 
 
-def _needed(num_needed: int) -> str:
-    return f"; a verdict needs at least {num_needed} requests"
+def _needed(num_needed: int, noun: str = "requests") -> str:
+    return f"; a verdict needs at least {num_needed} {noun}"
 
 
 def _num_to_tell(share: Share, limit: float) -> int:

@@ -207,6 +207,7 @@ def _table(page: str, head: str) -> list[str]:
 
 def _is_key(key: str) -> bool:
     """Return whether run.yaml has a key; below a mapping, every name is a key."""
+    key = re.sub(r"\.\d+(?=\.)", "[]", key)  # an entry of a list, as `--set` names it
     if key in KEYS or f"{key}[]" in SECTIONS or key in SECTIONS:
         return True
     above = key.rpartition(".")[0]

@@ -6,6 +6,7 @@ import pytest
 
 from loadtest.config import SLO, LoadTestConfig
 from loadtest.judging.latency import distribution, share_of
+from loadtest.judging.objectives import latency_objective
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.validity import left_out_warnings
 from loadtest.judging.verdict import Evidence, Judgement, judge, worst
@@ -387,6 +388,13 @@ def test_a_limit_between_two_certainties_is_inconclusive(
     if words:
         assert words in found.problems[0]
         assert "; 90 % must" in found.problems[0]
+
+
+def test_a_limit_of_conversations_counts_conversations() -> None:
+    values = np.linspace(0.1, 0.5, 60)
+    found = latency_objective("session_s", 90, 0.4, distribution(values), share(54, 60))
+    assert "90.0% of the conversations keep to it" in found.reason
+    assert found.verdict == "INCONCLUSIVE" and "requests" not in found.reason
 
 
 def test_a_percentile_far_below_its_limit_passes_though_few_values_cannot_tell() -> None:
