@@ -28,10 +28,11 @@ COMMON: dict[str, Any] = {
     "max_length": 128, "report_to": [],
 }  # fmt: skip
 DROPOUT = {"lora_dropout": 0.1}
+TWICE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("answer", {
-        **DROPOUT, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-        "eval_steps": 3, "dataloader_num_workers": 2, "save_minutes": 1e-9, "save_total_limit": 1,
+        **DROPOUT, **TWICE, "eval_steps": 3, "dataloader_num_workers": 2, "save_minutes": 1e-9,
+        "save_total_limit": 1,
     }),
     "packing": ("answer", {**DROPOUT, "packing": True, "per_device_train_batch_size": 1}),
     "dora": ("answer", {"use_dora": True, "logging_steps": 4}),
@@ -50,11 +51,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "finetuning_type": "full", "learning_rate": 1e-3,
         "method": {"type": "dpo", "sync_ref_model": True, "ref_model_sync_steps": 1},
     }),
-    "orpo": ("preference", {"method": {"type": "orpo"}}),
+    "orpo": ("long_pair", {**TWICE, "dataloader_num_workers": 2, "method": {"type": "orpo"}}),
     "reward": ("preference", {"method": {"type": "reward"}}),
-    "kto": ("label", {"method": {"type": "kto"}}),
-    "grpo": ("prompt", {
-        "per_device_train_batch_size": 16,
+    "kto": ("label", {**TWICE, "method": {"type": "kto"}}),
+    "grpo": ("long_prompt", {
+        "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
         "method": {"type": "grpo", "reward_funcs": "rewards.py:lower", "num_generations": 4,
                    "max_completion_length": 8},
     }),

@@ -67,8 +67,9 @@ def test_a_killed_run_ends_with_the_bits_of_a_straight_one(runs: Path, name: str
     assert not (runs / name / ".killed.work").exists()
 
 
-def test_a_killed_run_computed_shared_prompts_once(runs: Path) -> None:
-    found = _manifest(runs / "dpo" / "killed")["metrics"]["saved_token_share"]
+@pytest.mark.parametrize("name", ["dpo", "orpo", "grpo"])
+def test_a_killed_run_computed_shared_prompts_once(runs: Path, name: str) -> None:
+    found = _manifest(runs / name / "killed")["metrics"]["saved_token_share"]
     assert found > 0.2
 
 

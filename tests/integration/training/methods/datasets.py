@@ -63,6 +63,10 @@ def long_pair(index: int) -> Row:
     return replace(pair(index), prompt=(_said(asked, "user"),))
 
 
+def long_prompt(index: int) -> Row:
+    return replace(prompt(index), prompt=long_pair(index).prompt)
+
+
 def labelled(index: int) -> Row:
     word = WORDS[index % 8]
     good = index % 2 == 0
@@ -91,7 +95,7 @@ def uneven(index: int) -> Row:
 
 KINDS: dict[str, Callable[[int], Row]] = {
     "answer": answer, "uneven": uneven, "preference": pair, "label": labelled, "prompt": prompt,
-    "solved": solved, "long_pair": long_pair,
+    "solved": solved, "long_pair": long_pair, "long_prompt": long_prompt,
 }  # fmt: skip
 
 
