@@ -108,17 +108,21 @@ def prepare_dataset(
     return open_artifact(out, kind="dataset")
 
 
-def dataset_rows(dataset: Artifact, file: str, num_rows: int | None = None) -> list[Row]:
+def dataset_rows(
+    dataset: Artifact, file: str, num_rows: int | None = None, *, drawn: bool = False
+) -> list[Row]:
     """Return the rows of `TRAIN_FILE` or `HELDOUT_FILE` in order; `Row.line` counts in the file.
 
-    Of a file with more than `num_rows` rows, these are a random sample, the same at every call.
+    Args:
+        num_rows: The most rows; by default all.
+        drawn: Whether they are a random sample, the same at every call, and not the first rows.
     """
     rows = []
     # Only "\n" ends a line here: text may hold the other line ends that `splitlines` knows.
     lines = (dataset.path / file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     chosen = list(enumerate(lines, start=1))
     if num_rows is not None and num_rows < len(chosen):
-        chosen = sorted(random.Random(0).sample(chosen, num_rows))
+        chosen = sorted(random.Random(0).sample(chosen, num_rows)) if drawn else chosen[:num_rows]
     try:
         for number, line in chosen:
             rows.append(Row.from_json(json.loads(line), number, file))

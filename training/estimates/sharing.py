@@ -44,7 +44,7 @@ def estimate_sharing(
     method, tokenizer = find_method(config.method), load_tokenizer(base.path)
     set_template(tokenizer, base.name, dataset_settings(dataset))
     stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
-    rows = dataset_rows(dataset, TRAIN_FILE, NUM_RENDERED)
+    rows = dataset_rows(dataset, TRAIN_FILE, NUM_RENDERED, drawn=True)
     rendered = method.render(config, tokenizer, rows, stop_ids, TRAIN_FILE)
     examples = [method.sequences(example) for example in rendered]
     sharing, sampled = expected_sharing(config, examples), config.method.num_sampled_tokens

@@ -76,6 +76,7 @@ STALE: dict[tuple[str, ...], dict[str, str]] = {
         "data.checks.personal_data": "action regions",
         "data.checks.refusals": "action",
         "data.checks.repetition": "action",
+        "data.checks.tool_calls": "action",
         "data.checks.truncation": "action",
         "data.checks.words": "action words",
         "data.checks.labels": "action max_ratio",
