@@ -92,7 +92,7 @@ def _say_other_number(checkpoint: Path) -> None:
     files = len(list(checkpoint.glob("rng_state*.pth")))
     if files != num_ranks():
         logger.warning(
-            "  %s was written by %d processes, and %d continue: dropout, if any, draws other numbers",
+            "  %s was written by %d processes, and %d continue: any dropout draws other numbers",
             checkpoint, files, num_ranks(),
         )  # fmt: skip
 
