@@ -60,6 +60,7 @@ TUNELINE_METRICS: dict[str, MetricType] = {
     "tuneline_http_requests_total": "counter",
     "tuneline_key_requests_total": "counter",
     "tuneline_keys_file_ok": "gauge",
+    "tuneline_adapter_proofs_total": "counter",
 }
 """The metrics of our own middleware, which runs inside the server."""
 

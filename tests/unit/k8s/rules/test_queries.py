@@ -138,6 +138,42 @@ if PROMTOOL is not None:  # Debian's package `prometheus` has it; every parser a
                          "eval_time": "50m", "exp_samples": [{"labels": "{}", "value": 7}]},
                     ],
                 },
+                {  # A key above its limits, preemptions, restarts and a failed proof.
+                    "interval": "1m",
+                    "input_series": [
+                        {"series": f"up{{{labels}}}", "values": "1x120"},
+                        {"series": f'tuneline_key_requests_total{{{labels},key="a",status="429"}}',
+                         "values": "0+1x120"},
+                        {"series": f'tuneline_key_requests_total{{{labels},key="a",status="200"}}',
+                         "values": "0+9x120"},
+                        {"series": f'tuneline_key_requests_total{{{labels},key="b",status="429"}}',
+                         "values": "0+1x120"},
+                        {"series": f'tuneline_key_requests_total{{{labels},key="b",status="200"}}',
+                         "values": "0+99x120"},
+                        {"series": f"vllm:num_preemptions_total{{{labels}}}", "values": "0+1x120"},
+                        {"series": f"vllm:generation_tokens_total{{{labels}}}",
+                         "values": "0+9x10 0+9x10 0+9x100"},
+                        {"series": f'tuneline_adapter_proofs_total{{{labels},adapter="x",'
+                         'verdict="FAIL"}', "values": "_x20 1x100"},
+                        {"series": f'tuneline_adapter_proofs_total{{{labels},adapter="y",'
+                         'verdict="PASS"}', "values": "0+1x120"},
+                    ],
+                    "promql_expr_test": [
+                        {"expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                         "eval_time": "40m", "exp_samples": [
+                             {"labels": f'{{alertname="{name}"}}', "value": 1} for name in (
+                                 "TunelineAdapterProof", "TunelineKeyRefused",
+                                 "TunelinePreemptions", "TunelineRestarts",
+                             )
+                         ]},
+                        # An hour later the failed proof and the restarts are past.
+                        {"expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                         "eval_time": "110m", "exp_samples": [
+                             {"labels": f'{{alertname="{name}"}}', "value": 1}
+                             for name in ("TunelineKeyRefused", "TunelinePreemptions")
+                         ]},
+                    ],
+                },
             ],
         }  # fmt: skip
         (tmp_path / "cases.yaml").write_text(yaml.safe_dump(cases))
