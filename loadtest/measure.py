@@ -36,6 +36,11 @@ from tuneline.core.progress import progress
 GiveUp = Callable[[Counters], bool]
 
 
+def never(_: Counters) -> bool:
+    """Let a run go on to its end."""
+    return False
+
+
 def measure_scenario(
     config: LoadTestConfig,
     scenario: Scenario,
@@ -43,7 +48,7 @@ def measure_scenario(
     prompts: Sequence[ChatPrompt],
     *,
     seed: int,
-    give_up: GiveUp = lambda _: False,
+    give_up: Callable[[Plan], GiveUp] = lambda _: never,
     permutation_seed: int | None = None,
     checks: Checks | None = None,
     spill: SpillTo | None = None,
@@ -56,7 +61,8 @@ def measure_scenario(
         endpoint: Where to.
         prompts: For `workload.source: prompts`.
         seed: Seed of the arrivals and the order.
-        give_up: Asked each second; True ends the run, and requests in flight stay unfinished.
+        give_up: Returns for a plan what is asked each second of its run; True ends the run, and
+            requests in flight stay unfinished.
         permutation_seed, checks: See `build_workload`.
         spill: Where the records of a long run go; without it they stay in memory.
     """
@@ -87,7 +93,7 @@ def measure_scenario(
         if before is not None:
             samples = stack.enter_context(sampled(partial(scrape, endpoint), pause_s))
         meter = stack.enter_context(energy_meter(endpoint.url))
-        watch = _noted_by(meter, give_up)
+        watch = _noted_by(meter, give_up(plan))
         measured = run_plan(scenario.name, plan, endpoint.api_key, watch, spill=spill)
     figures = figures_of(config, scenario, plan, workload, measured)
     server = after = None
@@ -138,7 +144,7 @@ def run_plan(
     label: str,
     plan: Plan,
     key: str | None,
-    give_up: GiveUp = lambda _: False,
+    give_up: GiveUp = never,
     *,
     workers: range | None = None,
     start: Callable[[], float] | None = None,

@@ -90,13 +90,15 @@ def _rows(number: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def plot_loads(probes: Sequence[Probe], directory: Path, knee: Knee | None = None) -> None:
+def plot_loads(
+    probes: Sequence[Probe], directory: Path, unit: str, knee: Knee | None = None
+) -> None:
     """Write `rates.png`: latency and throughput against the offered rate; or `concurrency.png`,
-    against the streams at once, with the knee."""
+    against the streams at once, with the knee. `unit` is that of the loads."""
     from matplotlib.figure import Figure
 
     by_streams = any(probe.concurrency is not None for probe in probes)
-    label = "streams at once" if by_streams else "offered requests/s"
+    label = f"{unit} at once" if by_streams else f"offered {unit}"
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2, gridspec_kw=TWO_PANELS)
     ordered = sorted(((probe.load, probe) for probe in probes), key=itemgetter(0))

@@ -8,7 +8,7 @@ from typing import Any
 
 from loadtest.report.files import read_document
 from loadtest.report.schema import REPORT_FILE
-from loadtest.studies.load import UNITS
+from loadtest.studies.load import unit_of
 from loadtest.studies.schema import (
     SIDES,
     ComparisonReport,
@@ -55,11 +55,12 @@ def study_document(artifact: Artifact) -> Document:
         )  # fmt: skip
     if artifact.kind == "load-sweep":
         sweep = read_document(artifact.path / REPORT_FILE, SweepReport)
+        unit = unit_of(sweep.axis, sweep.arrivals)
         return _document(
             artifact, sweep, sweep.endpoint.model, "Tuneline load sweep",
-            _lead(UNITS[sweep.axis], sweep.probes), _knee_tiles(sweep.knee),
+            _lead(unit, sweep.probes), _knee_tiles(sweep.knee),
             Section("sweep", "Loads",
-                    (*_probe_blocks(UNITS[sweep.axis], sweep.probes, sweep.knee), *_notes(sweep))),
+                    (*_probe_blocks(unit, sweep.probes, sweep.knee), *_notes(sweep))),
             [("endpoint", sweep.endpoint.url)],
         )  # fmt: skip
     if artifact.kind == "load-comparison":
@@ -72,10 +73,11 @@ def study_document(artifact: Artifact) -> Document:
             [(side.upper(), comparison.endpoints[side].url) for side in SIDES],
         )  # fmt: skip
     search = read_document(artifact.path / REPORT_FILE, SearchReport)
+    unit = unit_of(search.axis, search.arrivals)
     return _document(
         artifact, search, search.endpoint.model, "Tuneline load search",
-        _lead(UNITS[search.axis], search.probes), _search_tiles(search),
-        Section("search", "Search", _probe_blocks(UNITS[search.axis], search.probes, search.knee)),
+        _lead(unit, search.probes), _search_tiles(search),
+        Section("search", "Search", _probe_blocks(unit, search.probes, search.knee)),
         [("endpoint", search.endpoint.url)],
     )  # fmt: skip
 
@@ -156,7 +158,7 @@ def _notes(sweep: SweepReport) -> tuple[Block, ...]:
 
 
 def _search_tiles(report: SearchReport) -> tuple[Tile, ...]:
-    unit = UNITS[report.axis]
+    unit = unit_of(report.axis, report.arrivals)
     found = report.max_rate_rps if report.axis == "rate" else report.max_concurrency
     failing = (
         report.lowest_failing_rate_rps

@@ -1,20 +1,37 @@
-"""A load that a study measures: an open-loop rate, or streams at once. Pure."""
+"""A load that a study measures: an open-loop rate, or streams at once; of requests, or of
+conversations. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from loadtest.config import LoadTestConfig
+
 Axis = Literal["rate", "concurrency"]
-UNITS: dict[Axis, str] = {"rate": "requests/s", "concurrency": "streams"}
+Arrivals = Literal["requests", "conversations"]
+
+
+def arrivals_of(config: LoadTestConfig) -> Arrivals:
+    """Return the unit of arrival: with `workload.sessions`, a conversation."""
+    return "requests" if config.workload.sessions is None else "conversations"
+
+
+def unit_of(axis: Axis, arrivals: Arrivals) -> str:
+    """Return the unit of a load."""
+    if axis == "rate":
+        return f"{arrivals}/s"
+    return "streams" if arrivals == "requests" else "conversations"
 
 
 @dataclass(frozen=True)
 class Load:
-    """A rate in requests per second, or a number of streams that a closed loop keeps in flight."""
+    """A rate of arrivals per second, or a number of streams or conversations that a closed loop
+    keeps in flight."""
 
     axis: Axis
     value: float
+    arrivals: Arrivals = "requests"
 
     @property
     def rate_rps(self) -> float | None:
@@ -33,4 +50,5 @@ class Load:
 
     def __str__(self) -> str:
         value = f"{self.value:.4g}" if self.axis == "rate" else str(self.concurrency)
-        return f"{value} {'stream' if self.concurrency == 1 else UNITS[self.axis]}"
+        unit = unit_of(self.axis, self.arrivals)
+        return f"{value} {unit.removesuffix('s') if self.concurrency == 1 else unit}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from loadtest.client.plan import Plan
 from loadtest.client.processes import Counters
 from loadtest.client.records import SUCCEEDED
 from loadtest.config import SLO, LoadTestConfig, Scenario
@@ -19,7 +20,7 @@ from loadtest.judging.intervals import (
 )
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.verdict import Judgement
-from loadtest.measure import measure_scenario
+from loadtest.measure import GiveUp, measure_scenario
 from loadtest.report.build import Result
 from loadtest.studies.load import Load
 from loadtest.studies.schema import METRICS, Probe
@@ -65,36 +66,55 @@ def measure_load(
     }
     scenario = validate_config(Scenario, values, "options")
     stopped = False
-    is_too_much = _too_much(config, load, num_requests)
 
-    def give_up(counters: Counters) -> bool:
-        nonlocal stopped
-        too_many_failed = counters.num_failed > max(
-            0.5 * num_requests, 2 * (config.slo.max_error_rate or 0.0) * num_requests
-        )
-        if counters.num_failed >= NUM_HOPELESS and not counters.num_answered:
-            stopped = True
-        if early and (is_too_much(counters) or too_many_failed):
-            stopped = True
-        return stopped
+    def give_up(plan: Plan) -> GiveUp:
+        begun_s = time.monotonic()
+        most, longest_s = most_in_flight(config, load, plan), longest_run_s(config, load, plan)
+
+        most_failed = max(0.5, 2 * (config.slo.max_error_rate or 0.0)) * num_requests
+
+        def watch(counters: Counters) -> bool:
+            nonlocal stopped
+            is_too_much = (
+                counters.num_in_flight > most
+                or time.monotonic() - begun_s > longest_s
+                or counters.num_failed > most_failed
+            )
+            is_hopeless = counters.num_failed >= NUM_HOPELESS and not counters.num_answered
+            stopped = stopped or is_hopeless or (early and is_too_much)
+            return stopped
+
+        return watch
 
     result = measure_scenario(config, scenario, endpoint, prompts, seed=seed, give_up=give_up)
     return result, stopped
 
 
-def _too_much(config: LoadTestConfig, load: Load, num_requests: int) -> Callable[[Counters], bool]:
-    """Return what rules out the objectives while a load runs.
+def most_in_flight(config: LoadTestConfig, load: Load, plan: Plan) -> float:
+    """Return the requests in flight that rule out the objectives in an open loop, by Little's
+    law. A closed loop has a fixed number of them."""
+    if load.rate_rps is None:
+        return math.inf
+    return max(TIMES_TOO_SLOW * _slowest_s(config) * load.rate_rps * _turns(plan), 50.0)
 
-    In an open loop, too many requests are in flight, by Little's law. A closed loop has a fixed
-    number of them, so there it is the time that all of them would take.
-    """
-    slowest_s = _slowest_allowed(config.slo) or config.timeout_s / TIMES_TOO_SLOW
-    if load.rate_rps is not None:
-        limit = max(TIMES_TOO_SLOW * slowest_s * load.rate_rps, 50.0)
-        return lambda counters: counters.num_in_flight > limit
-    num_rounds = math.ceil((num_requests + config.num_warmup_requests) / load.value) + 1
-    deadline_s = time.monotonic() + max(TIMES_TOO_SLOW * slowest_s * num_rounds, 30.0)
-    return lambda _: time.monotonic() > deadline_s
+
+def longest_run_s(config: LoadTestConfig, load: Load, plan: Plan) -> float:
+    """Return the seconds of a closed loop that rule out the objectives. Conversations take their
+    turns one after another, with delays in between."""
+    if load.rate_rps is not None or plan.num_requests is None:
+        return math.inf
+    num_rounds = math.ceil(plan.num_requests / load.value) + 1
+    delays_s = 0.0 if plan.sessions is None else plan.sessions.longest_delay_s
+    round_s = TIMES_TOO_SLOW * _slowest_s(config) * _turns(plan) + delays_s
+    return max(round_s * num_rounds, 30.0)
+
+
+def _turns(plan: Plan) -> float:
+    return 1.0 if plan.sessions is None else plan.sessions.mean_turns
+
+
+def _slowest_s(config: LoadTestConfig) -> float:
+    return _slowest_allowed(config.slo) or config.timeout_s / TIMES_TOO_SLOW
 
 
 def _slowest_allowed(slo: SLO) -> float | None:
@@ -121,7 +141,7 @@ def summarize_load(load: Load, result: Result, stopped: bool) -> Probe:
         mean_e2e_s_ci95=e2e_ci95,
         error_rate=stats.failed.value,
         problems=judgement.problems,
-        num_needed=None if failed else _num_needed(stats, judgement),
+        num_needed=None if failed else _num_needed(result),
         is_too_low=not stopped and _is_too_low(stats, judgement),
     )
 
@@ -155,15 +175,18 @@ def _is_too_low(stats: Statistics, judgement: Judgement) -> bool:
     )
 
 
-def _num_needed(stats: Statistics, judgement: Judgement) -> int | None:
-    """Return how many requests a verdict on every objective needs at least; None if there is
-    another reason for the lack of a verdict."""
+def _num_needed(result: Result) -> int | None:
+    """Return how many requests, or conversations, a verdict on every objective needs at least;
+    None if there is another reason for the lack of a verdict."""
+    stats, judgement, records = result.stats, result.judgement, result.records
     if judgement.verdict != Verdict.INCONCLUSIVE or stats.steady_state.growing:
         return None
     open_ones = [one for one in judgement.objectives if one.verdict == Verdict.INCONCLUSIVE]
+    # Without conversations, each request is a session of its own.
+    num_arrivals = len(np.unique(records.session[~records.warmup]))
     needed = [
         # A request may have no value: an answer of one token has no TPOT.
-        math.ceil(one.num_needed * stats.num_offered / max(one.n, 1))
+        math.ceil(one.num_needed * num_arrivals / max(one.n, 1))
         for one in open_ones
         if one.num_needed is not None
     ]

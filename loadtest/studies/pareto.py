@@ -16,7 +16,7 @@ from loadtest.report.build import Result, endpoint_report
 from loadtest.report.plots import plot_pareto
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served
-from loadtest.studies.load import Load
+from loadtest.studies.load import Load, arrivals_of
 from loadtest.studies.measure_load import mean_e2e, measure_load
 from loadtest.studies.schema import ParetoPoint, ParetoReport, ParetoServer
 from loadtest.studies.tries import REQUESTS_PER_STREAM
@@ -125,7 +125,7 @@ def _measure_server(
             endpoint = with_headers(config, opened)
             served = check_served(config, endpoint, inputs)
             for number, concurrency in enumerate(streams):
-                load = Load("concurrency", float(concurrency))
+                load = Load("concurrency", float(concurrency), arrivals_of(config))
                 num = max(num_requests, REQUESTS_PER_STREAM * concurrency)
                 result, _ = measure_load(
                     config, endpoint, prompts, load, num, config.seed + number, early=False

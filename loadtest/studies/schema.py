@@ -7,7 +7,7 @@ from typing import Any, Literal
 from loadtest.config import SLO
 from loadtest.report.part import Part
 from loadtest.report.schema import EndpointReport, ScenarioReport, SchemaVersion
-from loadtest.studies.load import Axis
+from loadtest.studies.load import Arrivals, Axis
 from tuneline.core.artifact import Input
 from tuneline.core.verdict import Verdict
 
@@ -42,7 +42,7 @@ class Probe(Part):
 
     @property
     def load(self) -> float:
-        """The rate in requests per second, or the number of streams."""
+        """The rate of arrivals per second, or the number of streams."""
         return self.rate_rps if self.rate_rps is not None else float(self.concurrency or 0)
 
 
@@ -78,6 +78,8 @@ class SearchReport(Part):
     slo: SLO
     axis: Axis = "rate"
     """Whether the search varied the rate or the streams at once."""
+    arrivals: Arrivals = "requests"
+    """What the rate and the streams count: with `workload.sessions`, conversations."""
     max_rate_rps: float | None
     """The highest rate that held twice."""
     lowest_failing_rate_rps: float | None
@@ -112,6 +114,8 @@ class SweepReport(Part):
     endpoint: EndpointReport
     inputs: list[Input]
     axis: Axis
+    arrivals: Arrivals = "requests"
+    """What the rates and the streams count: with `workload.sessions`, conversations."""
     knee: Knee | None
     """Of a sweep over streams at once."""
     scenarios: list[ScenarioReport]

@@ -20,7 +20,7 @@ from loadtest.run import check_served
 from loadtest.studies.bracket import LOWEST_SHARE, bracket
 from loadtest.studies.judgeable_objectives import require_objective
 from loadtest.studies.knee import find_knee
-from loadtest.studies.load import UNITS, Axis, Load
+from loadtest.studies.load import Axis, Load, arrivals_of, unit_of
 from loadtest.studies.schema import Capacity, SearchReport
 from loadtest.studies.tries import MOST_REQUESTS, CannotTell, OutOfTime, Tries
 from tuneline.core.artifact import Artifact, Input, canonical_digest, new_artifact, open_artifact
@@ -148,7 +148,8 @@ def _search(
     options: Options,
 ) -> Artifact:
     require_objective(config, options.num_requests)
-    _check(options)
+    unit = unit_of(options.axis, arrivals_of(config))
+    _check(options, unit)
     endpoint = with_headers(config, endpoint)
     served = check_served(config, endpoint, inputs)
     deadline_s = None
@@ -164,7 +165,7 @@ def _search(
         )
         report = _report(config, endpoint, served, inputs, options, tries, _find(tries, options))
         write_document(report, draft.dir / REPORT_FILE)
-        plot_loads(report.probes, draft.dir, report.knee)
+        plot_loads(report.probes, draft.dir, unit, report.knee)
         draft.metrics.update(_metrics(report))
     return open_artifact(out)
 
@@ -203,17 +204,17 @@ def _metrics(report: SearchReport) -> dict[str, Any]:
     return found | {"max_rate_rps": report.max_rate_rps, "capacity": capacity}
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, unit: str) -> None:
     """Raise ConfigError if a load, the precision or the time makes no sense."""
     start, most, precision = options.start, options.most, options.precision
     if not 0 < start <= most < math.inf or not 0 < precision < math.inf:
         raise ConfigError(
-            f"start {start:g}, max {most:g} {UNITS[options.axis]}, precision {precision:g}: "
+            f"start {start:g}, max {most:g} {unit}, precision {precision:g}: "
             "expected 0 < start <= max and a precision above 0"
         )
     peak, limit_s = options.peak_rps, options.time_limit_s
     if peak is not None and not 0 < peak < math.inf:
-        raise ConfigError(f"peak {peak:g} requests/s: expected a rate above 0")
+        raise ConfigError(f"peak {peak:g} {unit}: expected a rate above 0")
     if limit_s is not None and not 0 < limit_s < math.inf:
         raise ConfigError(f"time limit {limit_s:g} s: expected a time above 0")
 
@@ -307,6 +308,7 @@ def _report(
         inputs=list(inputs),
         slo=config.slo,
         axis=options.axis,
+        arrivals=arrivals_of(config),
         max_rate_rps=rates[0],
         lowest_failing_rate_rps=rates[1],
         highest_passed_rps=rates[2],
@@ -355,7 +357,8 @@ def replicas(peak_rps: float, max_rate_rps: float) -> int:
 
 def _why_not(best: float | None, tries: Tries, num_needed: int | None) -> str:
     """Return why no load was found."""
-    probes, unit = tries.probes, UNITS[tries.axis]
+    probes, arrivals = tries.probes, arrivals_of(tries.config)
+    unit = unit_of(tries.axis, arrivals)
     if num_needed is not None:
         return (
             f"too few requests to judge a load: {num_needed} are needed; expected --requests "
@@ -365,9 +368,9 @@ def _why_not(best: float | None, tries: Tries, num_needed: int | None) -> str:
     if all(probe.is_too_low for probe in probes):
         highest = max(probe.load for probe in probes)
         return f"{highest:.3g} {unit} are too few for the throughput objective"
-    noun = "rate" if tries.axis == "rate" else "number of streams"
+    noun = "rate" if tries.axis == "rate" else f"number of {unit}"
     if best is None and any(probe.is_too_low for probe in probes):
         return f"no {noun} is high enough for the throughput objective and meets the others"
     if best is None:
-        return f"no {noun} down to {Load(tries.axis, lowest)} holds"
+        return f"no {noun} down to {Load(tries.axis, lowest, arrivals)} holds"
     return f"no {noun} held twice in {MAX_CONFIRMATIONS} tries"

@@ -15,7 +15,7 @@ from loadtest.report.plots import plot_loads
 from loadtest.report.schema import REPORT_FILE, SCHEMA_VERSION
 from loadtest.run import check_served
 from loadtest.studies.knee import find_knee
-from loadtest.studies.load import Axis, Load
+from loadtest.studies.load import Arrivals, Axis, Load, arrivals_of, unit_of
 from loadtest.studies.measure_load import measure_load, summarize_load
 from loadtest.studies.schema import SweepReport
 from loadtest.studies.tries import REQUESTS_PER_STREAM
@@ -52,7 +52,8 @@ def sweep_loads(
         ConfigError: There are no loads, or a load is not above 0.
         ServerError: The endpoint does not answer as it should (see `run_loadtest`).
     """
-    loads = _loads(axis, values)
+    arrivals = arrivals_of(config)
+    loads = _loads(axis, values, arrivals)
     endpoint = with_headers(config, endpoint)
     served = check_served(config, endpoint, inputs)
     resolved = {
@@ -84,13 +85,14 @@ def sweep_loads(
             endpoint=endpoint_report(endpoint, served),
             inputs=list(inputs),
             axis=axis,
+            arrivals=arrivals,
             knee=None if axis == "rate" else find_knee(probes),
             scenarios=scenarios,
             probes=probes,
             environment=environment_facts(),
         )
         write_document(report, draft.dir / REPORT_FILE)
-        plot_loads(probes, draft.dir, report.knee)
+        plot_loads(probes, draft.dir, unit_of(axis, arrivals), report.knee)
         draft.metrics.update(
             verdict=report.verdict,
             problems=report.problems,
@@ -99,7 +101,7 @@ def sweep_loads(
     return open_artifact(out)
 
 
-def _loads(axis: Axis, values: Sequence[float]) -> list[Load]:
+def _loads(axis: Axis, values: Sequence[float], arrivals: Arrivals) -> list[Load]:
     """Return the loads in their order, each once.
 
     Raises:
@@ -110,4 +112,4 @@ def _loads(axis: Axis, values: Sequence[float]) -> list[Load]:
         raise ConfigError(f"a sweep needs at least one {what}", hint=f"Try: {OPTIONS[axis]}")
     # Rates are rounded as the names of their scenarios are, so that no two share a name.
     kept = {float(f"{value:.4g}") if axis == "rate" else float(value) for value in values}
-    return [Load(axis, value) for value in sorted(kept)]
+    return [Load(axis, value, arrivals) for value in sorted(kept)]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from loadtest.config import LoadTestConfig
 from loadtest.studies.bracket import Outcome
-from loadtest.studies.load import Axis, Load
+from loadtest.studies.load import Axis, Load, arrivals_of
 from loadtest.studies.measure_load import measure_load, summarize_load
 from loadtest.studies.schema import Probe
 from tuneline.core.disk import replace_file
@@ -70,7 +70,7 @@ class Tries:
             CannotTell: The measurement says nothing about the endpoint.
             OutOfTime: The deadline has passed.
         """
-        load = Load(self.axis, value)
+        load = Load(self.axis, value, arrivals_of(self.config))
         most = MOST_REQUESTS * self.num_requests
         if load.concurrency is not None:
             num = max(num, min(REQUESTS_PER_STREAM * load.concurrency, most))

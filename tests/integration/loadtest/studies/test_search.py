@@ -357,6 +357,27 @@ def test_a_probe_that_is_stopped_early_has_failed(start_known_server: Any) -> No
     assert summarize_load(load, result, stopped).verdict == "FAIL", result.judgement.problems
 
 
+def test_a_search_over_conversations_counts_conversations(known: Any, tmp_path: Path) -> None:
+    talk = [
+        {"role": role, "content": f"{role} {number}"}
+        for number in range(4)
+        for role in ("user", "assistant")
+    ][:-1]
+    settings = config(
+        slo=SLO(ttft_s={"p90": 2.0}), workload={"sessions": {"think_s": {"mean": 0.0}}}
+    )
+    artifact = search_rate(
+        settings, known.endpoint, tmp_path / "a", prompts=[talk], start_rps=20.0, max_rps=20.0,
+        num_requests=30,
+    )  # fmt: skip
+    report = report_of(artifact)
+    assert report["arrivals"] == "conversations"
+    assert report["probes"][0]["num_requests"] == 4 * 30
+    page = report_text(artifact, "html")
+    assert "conversations/s" in page
+    assert "requests/s" not in page
+
+
 def test_limits_of_good_requests_are_not_an_objective() -> None:
     with pytest.raises(ConfigError, match="not how many must be") as caught:
         require_objective(config(slo={"goodput_ttft_s": 0.5}), 300)
