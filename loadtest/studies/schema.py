@@ -79,7 +79,7 @@ class SearchReport(Part):
     axis: Axis = "rate"
     """Whether the search varied the rate or the streams at once."""
     arrivals: Arrivals = "requests"
-    """What the rate and the streams count: with `workload.sessions`, conversations."""
+    """The unit of the rate and the streams: with `workload.sessions`, conversations."""
     max_rate_rps: float | None
     """The highest rate that held twice."""
     lowest_failing_rate_rps: float | None
@@ -115,7 +115,7 @@ class SweepReport(Part):
     inputs: list[Input]
     axis: Axis
     arrivals: Arrivals = "requests"
-    """What the rates and the streams count: with `workload.sessions`, conversations."""
+    """The unit of the rates and the streams: with `workload.sessions`, conversations."""
     knee: Knee | None
     """Of a sweep over streams at once."""
     scenarios: list[ScenarioReport]
