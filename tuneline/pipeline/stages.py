@@ -276,7 +276,7 @@ def _all_stages(run: Run) -> list[Stage]:
     return [
         Stage(
             DATASET, "Check, clean and split the data", "data", "dataset", (config.data,), (),
-            _dataset, inputs=data_inputs, version=6,
+            _dataset, inputs=data_inputs, version=7,
         ),
         Stage(
             EVALUATION_BASE, "Evaluate the base model", "evaluation", "evaluation",

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import normalize
 
 from training.data.row import SYSTEM_ROLES, Row
 from tuneline.core.messages import Message, calls_of, content_of, plain_prompt, plain_text
@@ -89,6 +90,7 @@ def claim_keys(row: Row, prompt: int) -> tuple[int, int]:
 
     Two rows contradict each other if their questions are equal and their answers differ. A label
     answers whether its completion is good, and a preference which of two completions is better.
+    Spacing and the Unicode form of a letter do not make another answer.
     """
     completion = _answer(row.completion)
     if row.kind == "label":
@@ -99,8 +101,15 @@ def claim_keys(row: Row, prompt: int) -> tuple[int, int]:
     return prompt, short_key(completion)
 
 
+def spelling_key(row: Row) -> int:
+    """Return a key of an answer, or of a label, as it is written."""
+    if row.label is not None:
+        return short_key(row.label)
+    return short_key([[content_of(m).strip(), calls_of(m)] for m in row.completion])
+
+
 def _answer(messages: Sequence[Message]) -> str:
-    parts = [[content_of(m).strip(), calls_of(m)] for m in messages]
+    parts = [[" ".join(normalize("NFC", content_of(m)).split()), calls_of(m)] for m in messages]
     return _ENCODER.encode(parts)
 
 

@@ -31,7 +31,7 @@ def label_counts(whole: Whole) -> list[tuple[str, int, int]]:
         rows = whole.kept(False, kinds=("answer",))
     if not len(rows):
         return []
-    _, first, counts = np.unique(whole.answer[rows], return_index=True, return_counts=True)
+    _, first, counts = np.unique(whole.spelling[rows], return_index=True, return_counts=True)
     if len(first) > MAX_LABELS or len(rows) < MIN_ROWS_PER_LABEL * len(first):
         return []
     labels = []

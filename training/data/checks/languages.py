@@ -24,18 +24,37 @@ if TYPE_CHECKING:
 # First code point of each block of letters, and its script; None for everything else.
 _BLOCKS: tuple[tuple[int, str | None], ...] = (
     (0x0, None), (0x41, "Latin"), (0x5B, None), (0x61, "Latin"), (0x7B, None), (0xC0, "Latin"),
-    (0x250, None), (0x370, "Greek"), (0x400, "Cyrillic"), (0x530, None), (0x590, "Hebrew"),
-    (0x600, "Arabic"), (0x700, None), (0x900, "Devanagari"), (0x980, None), (0xE00, "Thai"),
-    (0xE80, None), (0x1100, "Hangul"), (0x1200, None), (0x1E00, "Latin"), (0x1F00, "Greek"),
-    (0x2000, None), (0x3040, "Kana"), (0x3100, None), (0x3130, "Hangul"), (0x3190, None),
-    (0x3400, "Han"), (0xA000, None), (0xAC00, "Hangul"), (0xD7B0, None), (0xF900, "Han"),
-    (0xFB00, None), (0xFF66, "Kana"), (0xFFA0, None), (0x20000, "Han"), (0x32000, None),
+    (0x250, None), (0x370, "Greek"), (0x400, "Cyrillic"), (0x530, "Armenian"), (0x590, "Hebrew"),
+    (0x600, "Arabic"), (0x700, None), (0x750, "Arabic"), (0x780, None), (0x8A0, "Arabic"),
+    (0x900, "Devanagari"), (0x964, None), (0x966, "Devanagari"), (0x980, "Bengali"),
+    (0xA00, "Gurmukhi"), (0xA80, "Gujarati"), (0xB00, "Odia"), (0xB80, "Tamil"), (0xC00, "Telugu"),
+    (0xC80, "Kannada"), (0xD00, "Malayalam"), (0xD80, "Sinhala"), (0xE00, "Thai"), (0xE80, "Lao"),
+    (0xF00, "Tibetan"), (0x1000, "Burmese"), (0x10A0, "Georgian"), (0x1100, "Hangul"),
+    (0x1200, "Ethiopic"), (0x13A0, None), (0x1780, "Khmer"), (0x1800, "Mongolian"), (0x18B0, None),
+    (0x1E00, "Latin"), (0x1F00, "Greek"), (0x2000, None), (0x3040, "Kana"), (0x3100, None),
+    (0x3130, "Hangul"), (0x3190, None), (0x3400, "Han"), (0xA000, None), (0xAC00, "Hangul"),
+    (0xD7B0, None), (0xF900, "Han"), (0xFB00, None), (0xFB1D, "Hebrew"), (0xFB50, "Arabic"),
+    (0xFE00, None), (0xFE70, "Arabic"), (0xFEFF, None), (0xFF21, "Latin"), (0xFF3B, None),
+    (0xFF41, "Latin"), (0xFF5B, None), (0xFF66, "Kana"), (0xFFA0, None), (0x20000, "Han"),
+    (0x32000, None),
 )  # fmt: skip
 SCRIPTS = tuple(sorted({script for _, script in _BLOCKS if script}))
 _STARTS = np.array([start for start, _ in _BLOCKS], dtype=np.uint32)
 _SCRIPT_OF_BLOCK = np.array([SCRIPTS.index(s) if s else len(SCRIPTS) for _, s in _BLOCKS])
 # A script that only one language of the model's common ones has.
-_LANGUAGE_OF_SCRIPT = {"Hangul": "ko", "Kana": "ja", "Thai": "th", "Greek": "el", "Hebrew": "he"}
+_LANGUAGE_OF_SCRIPT = {
+    "Hangul": "ko", "Kana": "ja", "Thai": "th", "Greek": "el", "Hebrew": "he", "Armenian": "hy",
+    "Gurmukhi": "pa", "Gujarati": "gu", "Odia": "or", "Tamil": "ta", "Telugu": "te",
+    "Kannada": "kn", "Malayalam": "ml", "Sinhala": "si", "Lao": "lo", "Tibetan": "bo",
+    "Burmese": "my", "Georgian": "ka", "Khmer": "km", "Mongolian": "mn",
+}  # fmt: skip
+# The languages of a short text in another script, which the model cannot tell apart. A short text
+# in Latin letters may be a name or a code in any language.
+_LANGUAGES_OF_SCRIPT = {
+    "Han": ("zh", "ja", "ko"), "Arabic": ("ar", "fa", "ur", "ps", "ckb", "ug", "sd"),
+    "Cyrillic": ("ru", "uk", "bg", "sr", "mk", "be", "kk", "ky", "mn", "tg", "tt"),
+    "Devanagari": ("hi", "mr", "ne", "sa"), "Bengali": ("bn", "as"), "Ethiopic": ("am", "ti"),
+}  # fmt: skip
 # The first characters of an answer decide; the model is not surer with more.
 NUM_CHARACTERS = 200
 MIN_LETTERS = 20
@@ -129,12 +148,18 @@ def compare_languages(whole: Whole, config: LanguagesCheck) -> Iterator[Hit]:
         unexpected = [
             code
             for code, name in names.items()
-            if "/" in name and name.partition("/")[2] not in expected
+            if (known := _languages_of(name)) and not expected & set(known)
         ]
     else:
         unexpected = _rare_scripts(names, dict(zip(map(int, codes), map(int, counts), strict=True)))
     for row in kept[np.isin(whole.languages[kept], unexpected)]:
         yield Hit(int(row), names[int(whole.languages[row])])
+
+
+def _languages_of(name: str) -> tuple[str, ...]:
+    """Return the languages that a script, or a script with its language, may be; empty for any."""
+    script, _, language = name.partition("/")
+    return (language,) if language else _LANGUAGES_OF_SCRIPT.get(script, ())
 
 
 def _rare_scripts(names: dict[int, str], counts: dict[int, int]) -> list[int]:

@@ -15,6 +15,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from training.data.checks.texts import seen_text
+
 Shingles = npt.NDArray[np.uint32]
 Bands = npt.NDArray[np.uint32]
 
@@ -37,11 +39,12 @@ MIN_OWN_SHINGLES = 8
 
 
 def shingles(text: str) -> Shingles:
-    """Return the hashes of a text's shingles, with repeats; case and spacing do not count.
+    """Return the hashes of a text's shingles, with repeats.
 
-    A text of fewer than eight characters has shingles of four, two or one.
+    Case, spacing, and the width and Unicode form of characters do not count. A text of fewer than
+    eight characters has shingles of four, two or one.
     """
-    normal = " ".join(text.casefold().split())
+    normal = " ".join(seen_text(text).casefold().split())
     codes = np.frombuffer(normal.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     if not len(codes):
         return codes

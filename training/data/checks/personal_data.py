@@ -64,11 +64,12 @@ _PHONE = re.compile(
     rf"|{_BEFORE}0\d{{1,4}}[ ./-]\d{{5,8}}(?![\w-])",
     re.ASCII,
 )
-# Characters of Korean, Japanese and printed text that stand for ASCII ones.
+# Characters of Korean, Japanese and printed text that stand for ASCII ones; the digits of Arabic,
+# Persian, Hindi and Thai.
 _PRINTED = str.maketrans(
     "０１２３４５６７８９＠．＋－（）／‐‑‒–−\xa0\u2009\u202f\u3000",
     "0123456789@.+-()/-----    ",
-)
+) | {zero + digit: str(digit) for zero in (0x660, 0x6F0, 0x966, 0xE50) for digit in range(10)}
 _HAS_PRINTED = re.compile(f"[{''.join(map(chr, _PRINTED))}]")
 _YEARS = re.compile(r"(1\d{3}|20\d{2})[ .-](1\d{3}|20\d{2})")
 _SECRETS = {

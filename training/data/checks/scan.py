@@ -21,6 +21,7 @@ from training.data.checks.keys import (
     exchange_keys,
     prompt_key,
     short_key,
+    spelling_key,
     tools_key,
     turn_keys,
 )
@@ -65,7 +66,7 @@ class Part:
     """The indices of the rows that a check changed."""
     languages: list[str]
     keys: npt.NDArray[np.uint64]
-    """[n, 6]: content, prompt, question, answer, group, stratum."""
+    """[n, 7]: content, prompt, question, answer, spelling, group, stratum."""
     turns: npt.NDArray[np.uint64]
     """[m, 2]: index of a row, and the key of a prompt before an earlier answer that it trains."""
     exchanges: npt.NDArray[np.uint64]
@@ -184,7 +185,8 @@ def _keys(row: Row, settings: Settings) -> tuple[int, ...]:
     columns = (settings.group_by, settings.stratify_by)
     # The seed is part of a group's key, by which groups are ranked for the split.
     group, stratum = (short_key(settings.seed, row.column(name)) if name else 0 for name in columns)
-    return (content_key(row), prompt, *claim_keys(row, prompt), group, stratum)
+    claims = claim_keys(row, prompt)
+    return (content_key(row), prompt, *claims, spelling_key(row), group, stratum)
 
 
 def compare_texts(

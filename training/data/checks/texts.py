@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,20 @@ from tuneline.core.messages import Message, calls_of, content_of
 
 # Keys of a message that hold text.
 _TEXT_KEYS = ("content", "reasoning_content")
+# Characters that a reader does not see: soft hyphen, zero-width characters, marks of direction,
+# variation selectors; and the Arabic letter that only makes a word longer.
+_UNSEEN = re.compile("[\xad\u0640\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
+
+
+def seen_text(text: str) -> str:
+    """Return a text as a reader sees it.
+
+    Unseen characters are left out, and full-width, half-width and decomposed characters have their
+    usual form (NFKC).
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFKC", _UNSEEN.sub("", text))
 
 
 def columns(row: Row) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,8 @@ MIN_PROSE = 200
 _CUT_OFF = ",;([{<-–—،、，；（「『"
 _FENCE = re.compile(r"^\s*```", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?。！？．…](?=[\s\"'”’)\]]|$)|[。！？]")
+# A Japanese particle or a Chinese word that needs another word after it.
+_OPEN_WORDS = "をにへ将將把被和与與及或对對从從"
 # Headings, list items, table rows, addresses: lines that need no full stop.
 _FREE_LINE = re.compile(r"^\s*(?:[#>|*+•·\-]|\d+[.)]|\w+:|https?://)|https?://\S+$")
 
@@ -42,6 +44,8 @@ def kind_of_end(text: str) -> str | None:
     if text[-1] in _CUT_OFF and not text.endswith("->"):
         return "ends in a sentence"
     last = text.rsplit("\n", 1)[-1]
+    if text[-1] in _OPEN_WORDS and len(_SENTENCE_END.findall(last)) >= 2:
+        return "ends in a sentence"
     # Any other end than a letter or digit closes a sentence, a bracket or a quotation.
     if (
         len(text) >= MIN_PROSE

@@ -28,7 +28,8 @@ class Whole:
             trains.
         exchanges: [m, 3]: index of a row, and the keys of a question that it answers and of the
             answer; see `exchange_keys`.
-        content, prompt, question, answer, group, stratum: Keys of eight bytes; see `keys`.
+        content, prompt, question, answer, spelling, group, stratum: Keys of eight bytes; see
+            `keys`.
         heldout: Whether a row is held out.
         votes_heldout: Whether a row counts among the answers of held-out rows; so do dropped
             duplicates of held-out rows.
@@ -44,6 +45,7 @@ class Whole:
     prompt: npt.NDArray[np.uint64]
     question: npt.NDArray[np.uint64]
     answer: npt.NDArray[np.uint64]
+    spelling: npt.NDArray[np.uint64]
     group: npt.NDArray[np.uint64]
     stratum: npt.NDArray[np.uint64]
     kinds: npt.NDArray[np.uint8]
@@ -110,7 +112,7 @@ def gather(
 ) -> Whole:
     """Return all rows as arrays. The arrays are made once, at their full size."""
     size = len(spool)
-    keys = np.zeros((size, 6), dtype=np.uint64)
+    keys = np.zeros((size, 7), dtype=np.uint64)
     kinds, languages = np.zeros(size, dtype=np.uint8), np.zeros(size, dtype=np.uint16)
     characters = np.zeros((size, 2), dtype=np.uint32)
     row_bands = prompt_bands = np.zeros((size, 0), dtype=np.uint32)
@@ -139,11 +141,11 @@ def gather(
             changed.setdefault(check, []).append(rows)
             is_changed[rows] = True
         at = end
-    content, prompt, question, answer, group, stratum = (
+    content, prompt, question, answer, spelling, group, stratum = (
         np.ascontiguousarray(column) for column in keys.T
     )
     return Whole(
-        spool, settings, run, content, prompt, question, answer, group, stratum, kinds,
+        spool, settings, run, content, prompt, question, answer, spelling, group, stratum, kinds,
         heldout=np.array(spool.heldout, dtype=np.bool_),
         votes_heldout=np.array(spool.heldout, dtype=np.bool_),
         votes=np.ones(size, dtype=np.bool_),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,35 @@ def test_a_similar_row_is_found_and_kept_by_default(tmp_path: Path) -> None:
     assert (lines(result), result.num_dropped) == ([41], 0)
     assert result.examples[0]["other"] == "rows.jsonl: line 5"
     assert len(list(found.rows(False))) == 41
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: unicodedata.normalize("NFD", text),
+        lambda text: text.replace(" ", " \u200b"),
+        lambda text: text.replace("3", "３"),
+        lambda text: f"\u200f{text}\ufeff",
+    ],
+    ids=["decomposed", "zero width", "full width", "marks"],
+)
+def test_unseen_differences_make_near_duplicates_and_no_contradiction(
+    tmp_path: Path, change: Callable[[str], str]
+) -> None:
+    asked, told = "3번 창구의 환불은 어떻게 합니까?", "3번 창구에 영수증을 가져오시면 됩니다."
+    rows = [row(asked, told), row(change(asked), change(told), 2)]
+    found = checked(tmp_path, rows)
+    (example,) = result_of(found, "near_duplicates").examples
+    assert (example["line"], example["excerpt"]) == (2, "similarity 1.00")
+    assert result_of(found, "contradictions").num_rows == 0
+
+
+def test_spacing_and_unicode_form_are_no_other_answer(tmp_path: Path) -> None:
+    told = "한강입니다. 서울에 있습니다."
+    answers = [told, unicodedata.normalize("NFD", told), told.replace(" ", "\n"), "낙동강입니다."]
+    rows = [row("강은 무엇?", answer, n) for n, answer in enumerate(answers, start=1)]
+    result = result_of(checked(tmp_path, rows, contradictions="fix"), "contradictions")
+    assert (result.num_rows, result.num_dropped) == (4, 1)
 
 
 def test_fix_drops_a_similar_row(tmp_path: Path) -> None:
@@ -272,6 +303,24 @@ def test_an_unexpected_language_is_found_if_languages_are_named(tmp_path: Path) 
     (tmp_path / "both").mkdir()
     both = checked(tmp_path / "both", rows, languages={"expected": ["en", "de"]})
     assert result_of(both, "languages").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("கட்டண மெனுவில் இரண்டாவது விருப்பம்", "Tamil/ta"),
+        ("অর্থপ্রদান মেনু থেকে দ্বিতীয় বিকল্পটি বেছে নিন।", "Bengali/bn"),
+        ("សូមជ្រើសរើសជម្រើសទីពីរ", "Khmer/km"),
+        ("请稍等", "Han"),
+        ("Подождите", "Cyrillic"),
+    ],
+)
+def test_every_script_is_unexpected_if_another_is_named(
+    tmp_path: Path, answer: str, kind: str
+) -> None:
+    rows = [*clean_rows(20), row("Who helps?", answer, 21)]
+    result = result_of(checked(tmp_path, rows, languages={"expected": ["en"]}), "languages")
+    assert (lines(result), result.kinds) == ([21], {kind: 1})
 
 
 def test_two_languages_in_like_shares_are_no_finding(tmp_path: Path) -> None:

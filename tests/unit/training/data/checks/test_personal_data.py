@@ -54,6 +54,7 @@ BAD = {
     f"to {iban('DE', '370400440532013000')} please": "iban",
     "key sk-abcdefghijklmnop1234 here": "secret",
     "010-2345-6789로 연락주세요": "phone",
+    "اتصل على ٠١٠-٢٣٤٥-٦٧٨٩": "phone",
     "02-312-3456입니다": "phone",
     "전화번호는010-2345-6789": "phone",
     "전화:010-2345-6789": "phone",

@@ -41,6 +41,7 @@ REFUSALS = (
     "죄송하지만 그 요청에는 도움을 드릴 수 없습니다.",
     "AI言語モデルとして、意見を持つことはできません。",
     "作为一个人工智能语言模型，我没有个人观点。",
+    "很抱歉，我無法協助處理這個要求。",
 )
 
 
@@ -125,6 +126,14 @@ def test_prose_tables_and_rules_do_not_repeat(text: str) -> None:
             + "그래서 저희가 어제 확인한 고객님의",
             "ends in a sentence",
         ),
+        (
+            "まず注文履歴を確認します。次に返金の手続きをします。" * 2 + "最後に担当者が書類を",
+            "ends in a sentence",
+        ),
+        (
+            "请先查看订单记录。然后点击退款按钮。客服会处理您的申请。收到确认的邮件之后，最后请将",
+            "ends in a sentence",
+        ),
     ],
 )
 def test_an_answer_that_breaks_off_is_found(text: str, kind: str) -> None:
@@ -148,6 +157,7 @@ def test_an_answer_that_breaks_off_is_found(text: str, kind: str) -> None:
         "문의하신 환불은 담당 부서에서 확인하고 있습니다. 며칠이 걸릴 수 있습니다. " * 5
         + "위와 같이 오늘 모두 처리 완료함",
         "短い文です。電源を入れ直してください。それでも直らない場合は連絡してください。",
+        "まず注文履歴を確認します。次に返金の手続きをします。" * 2 + "以上、よろしくお願いします",
     ],
 )
 def test_a_whole_answer_is_not_truncated(text: str) -> None:
@@ -238,6 +248,23 @@ def test_words_match_whole_words_and_korean_stems() -> None:
         text: [f.excerpt.lower() for f in find_words(row("Q", text), config)] for text in texts
     }
     assert found == texts
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "is_found"),
+    [
+        ("Acme", "Ask ＡＣＭＥ about it", True),
+        ("バカ", "ﾊﾞｶと言われた", True),
+        ("바보", "바\u200b보입니다", True),
+        ("غبي", "هذا الغبي لا يعرف", True),
+        ("غبي", "هذا وغبيّ", False),  # with a mark of doubling, another form of the word
+        ("कम", "यह कम है", True),
+        ("कम", "यह कमी है", False),
+        ("ໝາ", "ນີ້ແມ່ນໝາ", True),
+    ],
+)
+def test_words_of_every_script_are_found_whole(word: str, text: str, is_found: bool) -> None:
+    assert bool(list(find_words(row("Q", text), WordsCheck(words=(word,))))) is is_found
 
 
 def test_words_are_found_in_every_column(tmp_path: Path) -> None:
