@@ -16,9 +16,10 @@ import yaml
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline.choices import Choice, run_name, write_choices
 from tuneline.pipeline.foreign.axolotl import is_axolotl, read_axolotl
+from tuneline.pipeline.foreign.command import Command, is_script, read_command
 from tuneline.pipeline.foreign.llama_factory import is_llama_factory, read_llama_factory
 from tuneline.pipeline.foreign.reading import Foreign
-from tuneline.pipeline.foreign.swift import is_swift, read_command, read_swift
+from tuneline.pipeline.foreign.swift import is_swift, read_swift
 from tuneline.pipeline.foreign.torchtune import is_torchtune, read_torchtune
 from tuneline.pipeline.foreign.trl import is_trl, read_trl
 
@@ -51,8 +52,11 @@ def write_foreign_run(source: Path, out: Path) -> tuple[str, list[str]]:
         ConfigError: The file is of no known trainer, lacks data or a base model, has values that
             cannot be used, or `out` exists.
     """
-    values = _read(source)
-    trainer = next((known for known in TRAINERS if known.fits(values)), None)
+    command = _read(source)
+    values = command.values
+    trainer = next(
+        (known for known in TRAINERS if known.title == command.trainer or known.fits(values)), None
+    )
     if trainer is None:
         titles = ", ".join(known.title for known in TRAINERS)
         raise ConfigError(
@@ -60,7 +64,7 @@ def write_foreign_run(source: Path, out: Path) -> tuple[str, list[str]]:
             f"{', '.join(map(str, list(values)[:8]))}",
             hint="Try: tuneline init --data FILE --base MODEL",
         )
-    foreign = Foreign(source, out, values)
+    foreign = Foreign(source, out, values, command.name, notes=list(command.notes))
     try:
         trainer.read(foreign)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
@@ -71,7 +75,10 @@ def write_foreign_run(source: Path, out: Path) -> tuple[str, list[str]]:
     foreign.refuse_rest()
     known = {choice.key for choice in foreign.choices}
     if not known & {"data.path", "data.sources"} or "base_model" not in known:
-        raise ConfigError(f"{source}: names no data or no base model; expected both")
+        raise ConfigError(
+            f"{source}: names no data or no base model; expected both",
+            hint="; ".join(note for note in command.notes if "$" in note),
+        )
     head = [f"Written by tuneline init from {source.name}, a configuration of {trainer.title}."]
     head += [f"Not taken over: {note}" for note in foreign.notes]
     choices = [Choice("name", run_name(source.stem)), *_by_section(foreign.choices)]
@@ -90,20 +97,18 @@ def _by_section(choices: list[Choice]) -> list[Choice]:
     return sorted(choices, key=place)
 
 
-def _read(source: Path) -> dict[str, Any]:
+def _read(source: Path) -> Command:
+    """Return a configuration; of a file that is not a script, trainer and command are empty."""
     try:
         text = source.read_text(encoding="utf-8")
-        values = read_command(text) if source.suffix == ".sh" else yaml.safe_load(text)
+        if is_script(source, text):
+            return read_command(source, text)
+        values = yaml.safe_load(text)
     except FileNotFoundError:
         raise ConfigError(f"{source}: no such file; expected a configuration") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{source}: cannot be read as YAML or JSON: {reason}") from None
-    if values is None and source.suffix == ".sh":
-        raise ConfigError(
-            f"{source}: has no command of ms-swift; expected swift sft or swift rlhf",
-            hint="Of other trainers, give the YAML or JSON file with the options.",
-        )
     if not isinstance(values, dict) or not values:
         raise ConfigError(f"{source}: expected a mapping of options")
-    return values
+    return Command("", "", values, ())

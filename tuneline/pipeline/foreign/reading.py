@@ -64,6 +64,8 @@ class Foreign:
     source: Path
     out: Path
     values: dict[str, Any]
+    command: str = ""
+    """The command of a script, such as `dpo`; a configuration file names none."""
     choices: list[Choice] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

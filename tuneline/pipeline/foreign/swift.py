@@ -1,18 +1,13 @@
-"""ms-swift's YAML, and the options of its command `swift sft` or `swift rlhf` in a shell script."""
+"""ms-swift's YAML, and the options of its command."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tuneline.pipeline.foreign.reading import NEW_ADAPTER, Foreign
 
-COMMANDS = ("sft", "rlhf", "pt")
 METHODS = {"dpo": "dpo", "orpo": "orpo", "kto": "kto", "rm": "reward"}
 COLUMNS = {"query": "prompt", "response": "completion"}
 """Names of ms-swift's columns, and ours; other names are the same."""
@@ -55,43 +50,8 @@ def is_swift(values: Mapping[str, Any]) -> bool:
     return isinstance(values.get("model"), str) and isinstance(values.get("dataset"), str | list)
 
 
-def read_command(text: str) -> dict[str, Any] | None:
-    """Return the options of the first `swift sft`, `rlhf` or `pt` of a shell script; else None.
-
-    Raises:
-        ValueError: Quotes of the command do not match.
-    """
-    for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True) if "swift " in line else []
-        for place, (word, command) in enumerate(pairwise(words)):
-            if word.rpartition("/")[2] == "swift" and command in COMMANDS:
-                return _options(words[place + 2 :])
-    return None
-
-
-def _options(words: Sequence[str]) -> dict[str, Any]:
-    """Return the options of a command line; values are YAML, and several make a list."""
-    values: dict[str, list[str]] = {}
-    name = ""
-    for word in words:
-        if word in ("|", ">", ">>", "&", "&&", "2>&1", ";"):
-            break
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            values[name] = [value] if equals else []
-        elif name:
-            values[name].append(word)
-    read = {key: [yaml.safe_load(one) for one in given] for key, given in values.items()}
-    return {key: given if len(given) > 1 else (given or [True])[0] for key, given in read.items()}
-
-
 def read_swift(foreign: Foreign) -> None:
     """Take over the keys of an ms-swift configuration."""
-    for name, value in list(foreign.values.items()):
-        given = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        if "$" in given:
-            foreign.take(name)
-            foreign.note(f"{name}: {given}: only the shell knows the value; set it in the new file")
     uses_hub = not foreign.values.get("use_hf")
     foreign.base("model", "model_revision")
     if uses_hub:

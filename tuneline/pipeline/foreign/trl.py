@@ -1,4 +1,4 @@
-"""The YAML of TRL's command line."""
+"""The YAML of TRL's command line, and the options of its command."""
 
 from __future__ import annotations
 
@@ -88,19 +88,24 @@ def _method(foreign: Foreign) -> None:
     """Choose the method by options that only one of TRL's scripts has."""
     beta, losses = foreign.take("beta"), foreign.take("loss_type")
     rewards, generations = foreign.take("reward_funcs"), foreign.take("num_generations")
-    if rewards or generations:
+    script = foreign.command
+    if rewards or generations or script in ("grpo", "rloo"):
         foreign.note(
             "reward_funcs, num_generations: GRPO needs reward functions as file.py:function; set "
             "training.method"
         )
-    elif "desirable_weight" in foreign.values or losses in ("kto", ["kto"]):
+    elif script == "kto" or "desirable_weight" in foreign.values or losses in ("kto", ["kto"]):
         foreign.choose("training.method.type", "kto")
         foreign.choose("training.method.beta", beta)
         foreign.copy(
             {name: f"training.method.{name}" for name in ("desirable_weight", "undesirable_weight")}
         )
-    elif beta is not None or losses is not None:
-        foreign.choose("training.method.type", "dpo", "A beta or a loss_type is given.")
+    elif script in ("orpo", "reward"):
+        foreign.choose("training.method.type", script)
+        foreign.choose("training.method.beta", beta if script == "orpo" else None)
+    elif script == "dpo" or (not script and (beta is not None or losses is not None)):
+        reason = "" if script else "A beta or a loss_type is given."
+        foreign.choose("training.method.type", "dpo", reason)
         foreign.choose("training.method.beta", beta)
         foreign.choose("training.method.loss_type", losses)
 
@@ -129,7 +134,7 @@ def _losses(foreign: Foreign) -> None:
                 "the completion only, and here earlier answers in the prompt too; for the same, "
                 "set training.train_on: last_turn"
             )
-    if "training.method.type" not in chosen:
+    if "training.method.type" not in chosen and not foreign.command:
         foreign.note(
             "a configuration of TRL does not name its script: sft is used; for trl dpo, kto, orpo "
             "or reward set training.method"

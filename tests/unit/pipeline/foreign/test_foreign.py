@@ -441,36 +441,6 @@ def test_a_key_with_a_meaning_of_its_own(
     assert not any("max_steps" in note or "WANDB_WATCH" in note for note in notes)
 
 
-SCRIPT = """
-# swift sft --model old/model
-CUDA_VISIBLE_DEVICES=0 \\
-swift rlhf \\
-    --rlhf_type dpo \\
-    --model owner/model --dataset 'owner/pairs#20' other.jsonl \\
-    --tuner_type full --learning_rate=1e-6 --use_hf true \\
-    --truncation_strategy left --max_steps $(expr 9 / $N)  # long rows
-"""
-
-
-def test_a_script_of_ms_swift_becomes_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("train.sh").write_text(SCRIPT)
-    title, notes = write_foreign_run(Path("train.sh"), Path("run.yaml"))
-    config = load_config(Path("run.yaml"), RunConfig)
-    assert (title, config.base_model) == ("ms-swift", "owner/model")
-    assert [source.path for source in config.data.sources] == ["hf:owner/pairs", "other.jsonl"]
-    assert config.training.method.type == "dpo"
-    assert (config.training.finetuning_type, config.training.learning_rate) == ("full", 1e-6)
-    assert config.data.checks.length.by == "cut_left"
-    assert "max_steps: $(expr 9 / $N): only the shell knows the value" in " ".join(notes)
-    assert not any("ModelScope" in note or "truncation" in note for note in notes)
-    Path("train.sh").write_text("python train.py --model a")
-    with pytest.raises(ConfigError, match="has no command of ms-swift"):
-        write_foreign_run(Path("train.sh"), Path("other.yaml"))
-
-
 @pytest.mark.parametrize(
     ("options", "train_on", "said"),
     [
