@@ -34,7 +34,8 @@ def init(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="A YAML, JSON or shell file of Axolotl, LLaMA-Factory, TRL, ms-swift or torchtune.",
+            help="A YAML, JSON or shell file of Axolotl, LLaMA-Factory, TRL, ms-swift or "
+            "torchtune.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new file.")] = Path(

@@ -41,8 +41,9 @@ FILES = (
 SHELL = "only the shell knows the value; set it in the new file"
 EXPECTED = ("swift sft", "trl sft", "llamafactory-cli train", "axolotl train", "tune run")
 PROCESSES = ("nproc_per_node", "num_processes", "num_gpus", "NPROC_PER_NODE")
-END = re.compile(r"(\d*|&)[<>]|[|&;)]")
-"""The beginning of a word that ends a command, such as `2>&1`, `|` or `&&`."""
+END = "\0"
+OPERATOR = re.compile(r"(?:(?<=\s)\d+|&)?[<>]+|[|&;]+")
+"""The end of a command, such as `2>`, `|` or `&&`; put_in writes END for it."""
 ARRAY = re.compile(r"^[ \t]*\w+\+?=\([^)]{0,9999}\)", re.MULTILINE)
 ASSIGNMENT = re.compile(
     r"[ \t]*(?:export[ \t]+|local[ \t]+|readonly[ \t]+|declare[ \t]+(?:-\w+[ \t]+)?)?(\w+)(\+?)="
@@ -122,7 +123,9 @@ def _lines(text: str) -> list[str]:
 
     A line that a backslash continues is one line, and so is an array.
     """
-    whole = re.sub(r"^[ \t]*#.*$", "", text.replace("\r\n", "\n"), flags=re.MULTILINE)
+    whole = re.sub(
+        r"^[ \t]*#.*$", "", text.replace("\r\n", "\n").replace(END, ""), flags=re.MULTILINE
+    )
     plain = COMMENT.sub(lambda match: match["quoted"] or "", whole.replace("\\\n", " "))
     return ARRAY.sub(lambda match: match[0].replace("\n", " "), plain).splitlines()
 
@@ -153,7 +156,10 @@ class _Variables:
             self.texts[name] = text
 
     def put_in(self, text: str) -> str:
-        """Return shell text with the known variables put in, except inside single quotes."""
+        """Return shell text with END for operators, and with the known variables put in.
+
+        Single quotes hide both, and double quotes hide operators.
+        """
         return SPAN.sub(self._span, text)
 
     def _span(self, match: re.Match[str]) -> str:
@@ -163,6 +169,8 @@ class _Variables:
         array = re.fullmatch(r'"?\$\{(\w+)\[@\]\}"?', span)
         if array and array[1] in self._arrays:
             return self._arrays[array[1]]
+        if span[0] != '"':
+            span = OPERATOR.sub(f" {END} ", span)
         special = r'(["\\])' if span[0] == '"' else r"""(["'\\])"""
 
         def value(found: re.Match[str]) -> str:
@@ -196,10 +204,7 @@ def _options(words: Sequence[str]) -> tuple[dict[str, Any], str, list[str]]:
     given: dict[str, list[str]] = {}
     notes: list[str] = []
     name, file = "", ""
-    for word in words:
-        if END.match(word):
-            break
-        text = word.rstrip(";")
+    for text in words[: words.index(END)] if END in words else words:
         if text.startswith("--"):
             name, equals, value = text[2:].partition("=")
             name = name.replace("-", "_")
@@ -218,8 +223,6 @@ def _options(words: Sequence[str]) -> tuple[dict[str, Any], str, list[str]]:
                 "only the shell knows the options in it" if "$" in text else "is not an option"
             )
             notes.append(f"{text}: {unknown}")
-        if text != word:
-            break
     file = "".join(given.pop("config", [])[:1]) or file
     values: dict[str, Any] = {}
     for key, texts in given.items():

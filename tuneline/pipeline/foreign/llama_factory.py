@@ -151,7 +151,10 @@ def _registry(foreign: Foreign, folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        foreign.note(f"{path}: cannot be read; the names of data sets are taken for Hub names")
+        foreign.note(
+            f"{path}: cannot be read, and the names of data sets are taken for Hub names; run "
+            "tuneline init in the folder from which LLaMA-Factory runs"
+        )
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -31,7 +31,8 @@ LORA=(
 SIZES="--per_device_train_batch_size 2 --gradient_accumulation_steps 8"
 echo "run trl sft" && accelerate launch --num_processes=4 --config_file ddp.yaml \\
     trl/scripts/dpo.py --model_name_or_path "${MODEL}" --dataset-name ${DATA:-rows.jsonl} \\
-    "${LORA[@]}" $SIZES --beta 0.2 --no_gradient_checkpointing --output_dir "$OUT" $EXTRA \\
+    "${LORA[@]}" $SIZES --beta 0.2 --no_gradient_checkpointing --eos_token '<|im_end|>' \\
+    --output_dir "$OUT" $EXTRA \\
     --max_length '512' 2>&1 | tee log.txt
 """
 LLAMA_FACTORY = """
@@ -91,6 +92,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             [
                 "num_processes: 4: there, a step has the rows of 4 processes",
                 "$EXTRA: only the shell knows",
+                "eos_token: <|im_end|>: set training.eos_token",
                 "output_dir: $OUT: artifacts go to runs/<name>" ,
             ],
             ["does not name its script", "tee"],
