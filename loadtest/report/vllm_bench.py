@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.client.records import SUCCEEDED, Records
+from loadtest.config import Scenario
 from loadtest.judging.latency import gaps_s
 from loadtest.report.files import records_of, report_of
 from loadtest.report.schema import LoadReport, ScenarioReport
@@ -51,7 +52,9 @@ def _scenario(report: LoadReport, scenario: ScenarioReport, records: Records) ->
         "model_id": report.endpoint.model,
         "tokenizer_id": None,
         "num_prompts": len(measured),
-        "request_rate": "inf" if config.rate_rps is None else config.rate_rps,
+        "request_rate": request_rate(
+            config, scenario.throughput.offered_rps, of_conversations=scenario.sessions is not None
+        ),
         "burstiness": 1.0 if config.burstiness is None else config.burstiness,
         "max_concurrency": config.concurrency,
         "duration": duration_s,
@@ -68,6 +71,18 @@ def _scenario(report: LoadReport, scenario: ScenarioReport, records: Records) ->
             for statistic, value in _statistics(seconds).items()
         },
     }
+
+
+def request_rate(
+    config: Scenario, offered_rps: float | None, *, of_conversations: bool
+) -> float | str:
+    """Return the requests per second as vLLM's benchmark has them: `inf` for a closed loop or a
+    burst, and the offered rate where `rate_rps` does not say it."""
+    if config.concurrency is not None or config.arrival == "burst":
+        return "inf"
+    if config.rate_rps is None or config.arrival == "ramp" or of_conversations:
+        return "inf" if offered_rps is None else offered_rps
+    return config.rate_rps
 
 
 def _statistics(seconds: NDArray[np.float64]) -> dict[str, float]:
