@@ -35,16 +35,20 @@ def open_run(run_file: Path, overrides: list[str] | None, runs_dir: Path) -> Run
 
 
 def endpoint_of(url: str, model: str | None, api_key_env: str | None) -> Endpoint:
-    """Return the endpoint at a URL, with the key from the environment.
+    """Return the endpoint at a URL, with the key from the environment. Without a name, the model is
+    the only one that the server lists.
 
     Raises:
-        ConfigError: The URL cannot be used, or there is no model name.
+        ConfigError: The URL cannot be used, or there is no name and the server lists no model or
+            several.
+        ServerError: There is no name, and the server does not answer.
     """
     from tuneline.core.endpoint import Endpoint, read_key, split_url
+    from tuneline.core.served_models import only_model
 
     split_url(url)
-    key = read_key(os.environ, api_key_env or DEFAULT_KEY_ENV)
-    return Endpoint(url.rstrip("/"), required(model, "--model"), key)
+    url, key = url.rstrip("/"), read_key(os.environ, api_key_env or DEFAULT_KEY_ENV)
+    return Endpoint(url, only_model(url, key) if model is None else model, key)
 
 
 def section_of(
