@@ -38,7 +38,10 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where th
 Url = Annotated[
     str | None, typer.Option("--url", help="An OpenAI-compatible server, up to and with /v1.")
 ]
-ModelName = Annotated[str | None, typer.Option("--model", help="The model's name on that server (the only one).")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="The model's name on that server (the only one)."),
+]
 KeyEnv = Annotated[
     str | None,
     typer.Option(
