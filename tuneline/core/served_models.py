@@ -35,7 +35,7 @@ def only_model(url: str, api_key: str | None) -> str:
 
 
 def listed_names(body: Any) -> list[str]:
-    """Return the names in the body of `/v1/models`. Some servers send the list alone."""
+    """Return the names in the body of `/v1/models`. Some servers send only the list."""
     data = body.get("data") if isinstance(body, dict) else body
     if not isinstance(data, list):
         return []
