@@ -105,6 +105,10 @@ class TunelineGroup(LazyGroup):
             AT + "verify:verify",
             "Compare every byte with the manifests, and a release with its signature.",
         ),
+        "clean": Row(
+            AT + "clean:clean",
+            "List or remove the artifacts that no configuration of a run leads to any more.",
+        ),
         "doctor": Row(AT + "doctor:doctor", "Say what this machine has and lacks."),
     }
 

@@ -37,6 +37,11 @@ EVALUATION_REPORT = "evaluation-report"
 EVALUATION_SERVED = "evaluation-served"
 FORGETTING = "forgetting"
 LOADTEST = "loadtest"
+STAGE_NAMES = (
+    DATASET, ADAPTER, REFERENCE, EVALUATION_BASE, EVALUATION_TUNED, MODEL, PREFERENCES,
+    PARITY_MERGED, PARITY_SERVED, EVALUATION_REPORT, EVALUATION_SERVED, FORGETTING, LOADTEST,
+)  # fmt: skip
+"""All stages but those of export forms."""
 SERVED_STAGES = (PARITY_SERVED, EVALUATION_SERVED, LOADTEST)
 """The stages that ask the running server."""
 

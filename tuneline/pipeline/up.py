@@ -25,9 +25,11 @@ from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer
 from tuneline.pipeline.stage import DATASET, Line, Made, OnHeldout, Stage
 
-SCRATCH = (".rows-*", ".release-*")
-"""Temporary folders of stages. Only the holder of the run's lock makes them, so at its beginning
-they are those of a process that was killed; one holds all rows of the data."""
+REMOVED = ".removed-"
+"""The beginning of a folder's name while `tuneline clean` removes it."""
+SCRATCH = (".rows-*", ".release-*", f"{REMOVED}*")
+"""Temporary folders. Only the holder of the run's lock makes them, so at its beginning they are
+those of a process that was killed; one holds all rows of the data."""
 
 
 def up(

@@ -47,7 +47,7 @@ GROUPS: tuple[type[LazyGroup], ...] = (
 COMMANDS = (
     "check", "plan", "up", "train", "evaluate", "export", "prove", "serve", "chat", "keys",
     "loadtest", "inspect", "verify", "doctor", "deploy", "card", "push", "pull", "data", "init",
-    "adapters", "release", "report", "search", "tune",
+    "adapters", "release", "report", "search", "tune", "clean",
 )  # fmt: skip
 
 
