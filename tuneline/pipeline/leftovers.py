@@ -40,7 +40,7 @@ class Leftover:
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What can be removed from a run's directory.
+    """The folders that can be removed from a run's directory.
 
     Attributes:
         found: The folders.

@@ -1,4 +1,4 @@
-"""What `tuneline clean` finds, keeps and removes."""
+"""The folders that `tuneline clean` finds, keeps and removes."""
 
 from __future__ import annotations
 
