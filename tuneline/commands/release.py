@@ -24,7 +24,9 @@ def release(
     run_file: RunFile,
     waive: Annotated[
         list[str] | None,
-        typer.Option(metavar="GATE", help="A failing gate that does not stop the release."),
+        typer.Option(
+            metavar="GATE:REASON", help="A reason of a failing gate that does not stop the release."
+        ),
     ] = None,
     why: Annotated[
         list[str] | None,
@@ -62,7 +64,11 @@ def release(
             f"{len(gates)} --waive and {len(reasons)} --why: expected one --why for each --waive",
             hint='Try: --waive GATE --why "the reason"',
         )
-    waivers = [Waiver(gate=g, why=text) for g, text in zip(gates, reasons, strict=True)]
+    named = (one.partition(":") for one in gates)
+    waivers = [
+        Waiver(gate=gate, reason=reason, why=text)
+        for (gate, _, reason), text in zip(named, reasons, strict=True)
+    ]
     given = keyless or sign_certificate is not None or sign_key is not None
     signer = Signer(sign_key, sign_certificate, tuple(sign_chain or ()), keyless)
     if sign_chain and sign_certificate is None:

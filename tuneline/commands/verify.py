@@ -199,7 +199,7 @@ def _verify_release(
             f"{'ok' if check.is_done else '--'}  {check.name}: {check.words}"
             for check in found.checks
         ),
-        *(f"waived {waiver.gate}: {waiver.why}" for waiver in release.waivers),
+        *(f"waived {waiver.said}: {waiver.why}" for waiver in release.waivers),
         f"release.json says {release.said_verdict}; not checked: {', '.join(found.unchecked)}"
         if found.unchecked
         else f"verdict {release.said_verdict}",

@@ -72,6 +72,8 @@ class Gate(StrictModel):
     """The outcome in one sentence."""
     hint: str = ""
     """The next command to type, if the gate failed."""
+    reasons: list[str] = Field(default=[])
+    """Short names of what failed, which waivers name."""
     why: str = ""
     """The reason of a waiver."""
     sources: list[Source] = Field(default=[])
@@ -168,10 +170,17 @@ class Data(StrictModel):
 
 
 class Waiver(StrictModel):
-    """A failed gate that does not stop the release."""
+    """A reason of a failed gate that does not stop the release."""
 
     gate: str
+    reason: str = ""
+    """The name of what failed; empty if an earlier Tuneline waived the whole gate."""
     why: str
+
+    @property
+    def said(self) -> str:
+        """Return the gate and the reason, as a command names them."""
+        return f"{self.gate}:{self.reason}" if self.reason else self.gate
 
 
 class Reproduce(StrictModel):
@@ -224,8 +233,10 @@ class Release(StrictModel):
         if self.verdict is Verdict.PASS and self.failed():
             names = ", ".join(gate.name for gate in self.failed())
             raise ValueError(f"the verdict PASS contradicts the failed gates: {names}")
-        waived = {gate.name for gate in self.gates if gate.outcome is Outcome.WAIVED}
-        if waived != {waiver.gate for waiver in self.waivers}:
+        waived = {gate.name: gate for gate in self.gates if gate.outcome is Outcome.WAIVED}
+        given = {(waiver.gate, waiver.reason) for waiver in self.waivers}
+        needed = {(name, reason) for name, gate in waived.items() for reason in gate.reasons}
+        if waived.keys() != set(self.waived) or not needed <= given:
             raise ValueError("the waivers are not those of the waived gates")
         return self
 
@@ -244,8 +255,13 @@ class Release(StrictModel):
     @property
     def said_verdict(self) -> str:
         """Return the verdict with the gates that failed and were waived."""
-        waived = ", ".join(waiver.gate for waiver in self.waivers)
+        waived = ", ".join(self.waived)
         return f"{self.verdict}, waived: {waived}" if waived else str(self.verdict)
+
+    @property
+    def waived(self) -> list[str]:
+        """Return the names of the waived gates."""
+        return list(dict.fromkeys(waiver.gate for waiver in self.waivers))
 
     @property
     def task(self) -> str:

@@ -87,7 +87,7 @@ def render_run(
         capacity=None if measured is None else read_capacity(*measured),
         release=None if released is None else released.digest,
         model_size_bytes=model.size_bytes,
-        waived=() if release is None else tuple(waiver.gate for waiver in release.waivers),
+        waived=() if release is None else tuple(release.waived),
         signature=_signature(run, released),
         dtype=computed_dtype(run.config.serving.dtype, source),
         adapters=_desired_adapters(run),

@@ -143,7 +143,7 @@ def _model_card(release: Release) -> dict[str, Any]:
                 for gate in release.gates
             ),
             *(
-                {"name": f"tuneline:waiver:{waiver.gate}", "value": waiver.why}
+                {"name": f"tuneline:waiver:{waiver.said}", "value": waiver.why}
                 for waiver in release.waivers
             ),
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -24,7 +25,7 @@ from tuneline.release.facts import (
     reproduce,
 )
 from tuneline.release.figures import figures_of
-from tuneline.release.gates.finding import Finding
+from tuneline.release.gates.finding import UNREADABLE, Finding
 from tuneline.release.gates.table import GATES
 from tuneline.release.proofs import Proofs
 
@@ -34,18 +35,18 @@ def build_release(proofs: Proofs, waivers: Sequence[Waiver] = ()) -> Release:
 
     Args:
         proofs: The artifacts of the run.
-        waivers: The gates that do not stop the release.
+        waivers: The reasons of failed gates that do not stop the release.
 
     Raises:
-        ConfigError: A waiver names no gate, has no reason, or waives a gate that did not fail.
+        ConfigError: A waiver names no gate, no reason of its failure, or says no why.
         ArtifactError: The served model or the dataset is not made.
     """
-    reasons = _reasons(waivers)
+    _check_waivers(waivers)
     model, data = released_model(proofs), data_of(proofs)
-    gates = judge_gates(proofs, reasons)
-    idle = [gate.name for gate in gates if gate.name in reasons and not gate.why]
-    if idle:
-        raise ConfigError(f"--waive {idle[0]}: the gate did not fail; expected a failing gate")
+    gates = judge_gates(proofs, waivers)
+    for waiver in waivers:
+        _check_needed(waiver, gates)
+    waived = {gate.name for gate in gates if gate.outcome is Outcome.WAIVED}
     return Release(
         format_version=FORMAT_VERSION,
         name=proofs.run.config.name,
@@ -58,15 +59,18 @@ def build_release(proofs: Proofs, waivers: Sequence[Waiver] = ()) -> Release:
         gates=gates,
         figures=figures_of(proofs),
         chain=chain_of(proofs),
-        waivers=[Waiver(gate=name, why=why) for name, why in reasons.items()],
+        waivers=[waiver for waiver in waivers if waiver.gate in waived],
         reproduce=reproduce(proofs),
         previous=previous_of(proofs),
         config=proofs.run.config.model_dump(mode="json"),
     )
 
 
-def judge_gates(proofs: Proofs, reasons: dict[str, str]) -> list[Gate]:
-    """Return every gate with its outcome, in the order of the table."""
+def judge_gates(proofs: Proofs, waivers: Sequence[Waiver]) -> list[Gate]:
+    """Return every gate with its outcome, in the order of the table.
+
+    A gate is waived if each of its reasons is: what nobody knew of when a waiver was written fails.
+    """
     gates = []
     for name, row in GATES.items():
         try:
@@ -74,9 +78,11 @@ def judge_gates(proofs: Proofs, reasons: dict[str, str]) -> list[Gate]:
         except ArtifactError as error:
             # A proof that cannot be read is not a proof.
             found = Finding(
-                Outcome.FAILED, row.title, "no proof", f"{error.message}.", error.hint or ""
-            )
-        waived = found.outcome is Outcome.FAILED and name in reasons
+                Outcome.FAILED, row.title, "no proof", f"{error.message}.", error.hint or "",
+                reasons=(UNREADABLE,),
+            )  # fmt: skip
+        why = {one.reason: one.why for one in waivers if one.gate == name}
+        waived = found.outcome is Outcome.FAILED and why.keys() >= set(found.reasons)
         gates.append(
             Gate(
                 name=name,
@@ -86,26 +92,53 @@ def judge_gates(proofs: Proofs, reasons: dict[str, str]) -> list[Gate]:
                 observed=found.observed,
                 words=found.words,
                 hint=found.hint,
-                why=reasons[name] if waived else "",
+                reasons=list(found.reasons),
+                why="; ".join(dict.fromkeys(why.values())) if waived else "",
                 sources=list(found.sources),
             )
         )
     return gates
 
 
-def _reasons(waivers: Sequence[Waiver]) -> dict[str, str]:
-    reasons: dict[str, str] = {}
+def _check_waivers(waivers: Sequence[Waiver]) -> None:
+    seen = set()
     for waiver in waivers:
         if waiver.gate not in GATES:
             raise ConfigError(
-                f"--waive {waiver.gate}: is not a gate; expected one of {', '.join(GATES)}"
+                f"--waive {waiver.said}: is not a gate; expected one of {', '.join(GATES)}"
             )
         if not waiver.why.strip():
             raise ConfigError(
-                f"--waive {waiver.gate}: the reason is empty; expected --why TEXT",
-                hint=f'Try: --waive {waiver.gate} --why "the reason"',
+                f"--waive {waiver.said}: the reason is empty; expected --why TEXT",
+                hint=f'Try: --waive {waiver.said} --why "the reason"',
             )
-        if waiver.gate in reasons:
-            raise ConfigError(f"--waive {waiver.gate}: appears twice; expected each gate once")
-        reasons[waiver.gate] = waiver.why
-    return reasons
+        if waiver.said in seen:
+            raise ConfigError(f"--waive {waiver.said}: appears twice; expected each reason once")
+        seen.add(waiver.said)
+
+
+def _check_needed(waiver: Waiver, gates: Sequence[Gate]) -> None:
+    """Raise ConfigError if a gate did not fail, or not for the reason that a waiver names."""
+    (gate,) = (one for one in gates if one.name == waiver.gate)
+    if not gate.reasons:
+        raise ConfigError(f"--waive {waiver.said}: the gate did not fail; expected a failing gate")
+    if waiver.reason in gate.reasons:
+        return
+    names = ", ".join(gate.reasons)
+    raise ConfigError(
+        f"--waive {waiver.said}: "
+        + (
+            f"the gate did not fail for it, but for {names}"
+            if waiver.reason
+            else f"names the gate and no reason; it failed for {names}"
+        ),
+        hint=f"{gate.words}\n  To release all the same: {waive_options(gate)}",
+    )
+
+
+def waive_options(gate: Gate) -> str:
+    """Return the options that waive every reason of a gate."""
+    return " ".join(
+        f'--waive {shlex.quote(f"{gate.name}:{reason}")} --why "the reason"'
+        for reason in gate.reasons
+    )

@@ -57,7 +57,7 @@ def manifest_facts(
         "verdict": release.verdict,
         "problems": [f"{gate.name}: {gate.words}" for gate in release.failed()],
         "model": release.model.digest,
-        "waived": [waiver.gate for waiver in release.waivers],
+        "waived": release.waived,
         "is_signed": is_signed,
     }
     inputs = [proofs.made[link.stage].as_input(link.stage) for link in release.chain]

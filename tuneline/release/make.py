@@ -28,7 +28,7 @@ from tuneline.pipeline.keys import key_of
 from tuneline.pipeline.released import mark_last_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.up import lock_run
-from tuneline.release.build import build_release
+from tuneline.release.build import build_release, waive_options
 from tuneline.release.folder import check_equal, manifest_facts, write_files
 from tuneline.release.proofs import Proofs, collect_proofs
 from tuneline.release.sign import Signer, sign_model, sign_release
@@ -96,7 +96,7 @@ def require_released(artifact: Artifact) -> Release:
         f"{release.name}: not released: {len(failed)} of {len(release.gates)} gates failed\n"
         + "\n".join(lines),
         hint="\n  ".join(
-            [*hints, f'To release all the same: --waive {failed[0].name} --why "the reason"']
+            [*hints, f"To release all the same: {' '.join(map(waive_options, failed))}"]
         ),
     )
 

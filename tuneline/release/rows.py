@@ -67,6 +67,11 @@ class Compared:
             f"(95 %), {self.num_rows} rows"
         )
 
+    @property
+    def reason(self) -> str:
+        """Return the name of a drop that is not ruled out: measured, or hidden by the noise."""
+        return "worse" if self.high < 0 else "not-ruled-out"
+
     def rules_out(self, max_drop: float) -> bool:
         """Return whether a drop of more than `max_drop` is ruled out at 95 %.
 

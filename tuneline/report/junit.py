@@ -55,7 +55,7 @@ def _add_properties(suite: ET.Element, facts: Facts) -> None:
         return
     release = facts.release
     values = {"verdict": release.verdict.value, "model": release.model.digest}
-    values |= {f"waived.{one.gate}": one.why for one in release.waivers}
+    values |= {f"waived.{one.said}": one.why for one in release.waivers}
     properties = ET.SubElement(suite, "properties")
     for name, value in values.items():
         ET.SubElement(properties, "property", {"name": name, "value": value})

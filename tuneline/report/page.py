@@ -56,7 +56,7 @@ def _verdict(release: Release | None) -> Badge:
     if release is None:
         return Badge(NOT_RELEASED, Tone.WARN)
     if release.verdict is Verdict.PASS and release.waivers:
-        return Badge(f"PASS, {len(release.waivers)} WAIVED", Tone.WARN)
+        return Badge(f"PASS, {len(release.waived)} WAIVED", Tone.WARN)
     return verdict_badge(release.verdict)
 
 

@@ -111,6 +111,16 @@ class FinishedLine:
         assert done.returncode == 0, done.stderr
         return Path(json.loads(done.stdout)["path"])
 
+    def waiving(self, gate: str, why: str) -> tuple[str, ...]:
+        """Return the options that waive every reason of a failing gate."""
+        found = self.judged().gate(gate)
+        assert found is not None and found.reasons
+        return tuple(
+            part
+            for reason in found.reasons
+            for part in ("--waive", f"{gate}:{reason}", "--why", why)
+        )
+
     def judged(self, *options: str) -> Release:
         """Run `tuneline release`, and return the release whatever its verdict."""
         done = self.release("--json", *options)

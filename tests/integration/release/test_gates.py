@@ -58,8 +58,29 @@ def test_a_suite_that_the_base_cannot_pass_is_no_proof(tmp_path: Path) -> None:
     gate = gate_of(line, "forgetting")
     assert (gate.outcome, gate.observed) == (Outcome.FAILED, "INVALID")
     assert "The base has none of the suite's skills" in gate.words
-    waived = gate_of(line, "forgetting", "--waive", "forgetting", "--why", "a tiny base")
+    waived = gate_of(line, "forgetting", "--waive", "forgetting:invalid", "--why", "a tiny base")
     assert waived.outcome is Outcome.WAIVED
+
+
+def test_a_waiver_covers_the_reason_that_it_names_and_no_other(tmp_path: Path) -> None:
+    """A waiver of a missed latency does not let a report of another artifact through."""
+
+    def slow(report: dict[str, Any]) -> None:
+        report["verdict"] = "FAIL"
+        report["problems"] = ["closed-4: ttft_s.p90: 2 s; at most 1 s is allowed"]
+
+    def slow_and_other(report: dict[str, Any]) -> None:
+        slow(report)
+        report["endpoint"]["artifact_short_digest"] = "0" * 12
+
+    known = ("--waive", "load:closed-4-ttft_s.p90", "--why", "the canary measures it")
+    assert gate_of(write_line(tmp_path / "a", Answers(load=slow)), "load", *known).why == known[-1]
+    other = write_line(tmp_path / "b", Answers(load=slow_and_other))
+    gate = gate_of(other, "load", *known)
+    assert gate.outcome is Outcome.FAILED
+    assert gate.reasons == ["other-artifact", known[1].removeprefix("load:")]
+    done = other.release("--waive", "load", "--why", "x")
+    assert (done.returncode, "names the gate and no reason" in done.stderr) == (2, True)
 
 
 def test_a_load_test_without_an_objective_is_refused(tmp_path: Path) -> None:

@@ -161,9 +161,9 @@ def test_a_waiver_is_recorded_in_every_file(tmp_path: Path) -> None:
     done = line.release()
     assert done.returncode == 6
     assert "parity-served: Not the trained model: served: max_logprob_difference" in done.stderr
-    assert "--waive parity-served --why" in done.stderr
+    assert "--waive parity-served:served/max_logprob_difference --why" in done.stderr
     why = "the canary compares answers"
-    release = line.released("--waive", "parity-served", "--why", why)
+    release = line.released(*line.waiving("parity-served", why))
     assert outcomes(release)["parity-served"] == "waived"
     for name in ("release.json", "bom.json", "README.md", "statement.json"):
         assert why in (release / name).read_text(), name
@@ -177,6 +177,7 @@ def test_a_waiver_is_recorded_in_every_file(tmp_path: Path) -> None:
         (["--waive", "load"], "1 --waive and 0 --why: expected one --why for each --waive"),
         (["--waive", "load", "--why", " "], "--waive load: the reason is empty"),
         (["--waive", "load", "--why", "x"], "--waive load: the gate did not fail"),
+        (["--waive", "load:x", "--why", "x"], "--waive load:x: the gate did not fail"),
         (["--why", "x"], "0 --waive and 1 --why"),
         (["--sign-chain", "c.pem"], "--sign-chain: needs --sign-certificate"),
         (["--sign-key", "absent.pem"], "--sign-key absent.pem: cannot be read"),

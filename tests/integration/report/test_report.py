@@ -131,7 +131,7 @@ def test_the_command_makes_the_report_again(line: FinishedLine, released: Path) 
 def test_a_waiver_is_loud(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no licence", encoding="utf-8")
     line = write_line(tmp_path)
-    release = line.released("--waive", "licenses", "--why", HOSTILE)
+    release = line.released(*line.waiving("licenses", HOSTILE))
     page = Reader((release / "report.html").read_text("utf-8"))
     assert "PASS, 1 WAIVED" in page.texts
     text = text_of(release / "report.html")
@@ -285,7 +285,7 @@ def test_the_release_that_was_returned_last_is_shown(tmp_path: Path) -> None:
 
     assert line.release().returncode == 6
     assert verdict() == "FAIL"
-    line.released("--waive", "parity-served", "--why", "known")
+    line.released(*line.waiving("parity-served", "known"))
     assert verdict() == "PASS"
     assert line.release().returncode == 6
     assert verdict() == "FAIL"

@@ -9,7 +9,7 @@ from tuneline.core.errors import TamperedError
 from tuneline.models.source import read_digest
 from tuneline.pipeline.server import serves_adapter
 from tuneline.pipeline.stage import SERVED_STAGES, Stage
-from tuneline.release.gates.finding import Finding, judged
+from tuneline.release.gates.finding import MISSING, Finding, judged
 from tuneline.release.proofs import Proofs
 
 REQUIRED = "every artifact is whole, and was made from the artifacts before it"
@@ -21,14 +21,17 @@ JUDGED = (
 
 def judge_chain(proofs: Proofs) -> Finding:
     """Check that the digests connect the data with the load report."""
-    problems = [
-        f"{stage.name}: {proofs.problems[stage.name]}"
+    absent = [
+        stage.name
         for stage in proofs.stages
         if stage.name in proofs.broken
         or (stage.name in proofs.problems and stage.kind not in JUDGED)
     ]
+    problems = [f"{name}: {proofs.problems[name]}" for name in absent]
+    reasons = [f"{name}/{'changed' if name in proofs.broken else MISSING}" for name in absent]
     hints = [hint for hint in proofs.broken.values() if hint]
     wrong = _unnamed(proofs)
+    reasons += [f"{name}/earlier-tuneline" for name in wrong]
     if wrong:
         problems.append(
             f"{', '.join(wrong)}: the manifest does not record which settings it was made for, as "
@@ -37,11 +40,14 @@ def judge_chain(proofs: Proofs) -> Finding:
     for stage in proofs.stages:
         if stage.name in proofs.made and (found := _unconnected(proofs, stage)):
             problems += found
+            reasons.append(f"{stage.name}/other-input")
             wrong.append(stage.name)
     if wrong:
         paths = dict.fromkeys(shlex.quote(str(proofs.made[name].path)) for name in wrong)
         hints.append(f"Make it again: rm -r {' '.join(paths)} && {proofs.run.command('up')}")
-    problems += _changed_base(proofs)
+    if changed := _changed_base(proofs):
+        problems += changed
+        reasons.append("base/changed")
     num_made, num_stages = len(proofs.made), len(proofs.stages)
     if problems:
         words = f"The chain is broken: {'; '.join(problems)}."
@@ -56,6 +62,7 @@ def judge_chain(proofs: Proofs) -> Finding:
         words,
         hint="\n  ".join(hints) or proofs.up,
         sources=tuple(proofs.source(name, "manifest.json") for name in proofs.made),
+        reasons=reasons,
     )
 
 

@@ -14,7 +14,7 @@ from tuneline.pipeline.stage import (
     EVALUATION_TUNED,
     PREFERENCES,
 )
-from tuneline.release.gates.finding import Finding, judged, missing, not_asked
+from tuneline.release.gates.finding import CONTRADICTION, Finding, judged, missing, not_asked
 from tuneline.release.proofs import Proofs
 from tuneline.release.rows import (
     MIN_RESAMPLED_ROWS,
@@ -55,6 +55,7 @@ def judge_evaluation(proofs: Proofs) -> Finding:
         return judged(
             False, required, "no value", f"The evaluation has no metric {metric}.",
             hint=f"Try: --set evaluation.metrics=[{metric}], or another release.metric.",
+            reasons=["no-metric"],
         )  # fmt: skip
     report = proofs.source(EVALUATION_REPORT, COMPARISON_FILE, f"/metrics/{metric}")
     base, tuned = (proofs.made[stage].path for stage in (EVALUATION_BASE, EVALUATION_TUNED))
@@ -65,7 +66,7 @@ def judge_evaluation(proofs: Proofs) -> Finding:
     if compared is None or problem:
         return judged(
             False, required, "contradiction", f"{EVALUATION_REPORT}: {problem}.",
-            hint=proofs.again(EVALUATION_REPORT), sources=(report,),
+            hint=proofs.again(EVALUATION_REPORT), sources=(report,), reasons=[CONTRADICTION],
         )  # fmt: skip
     low, high = found["interval"]
     sign = 1 if scores["higher_is_better"] else -1
@@ -94,6 +95,10 @@ def judge_evaluation(proofs: Proofs) -> Finding:
             proofs.source(EVALUATION_TUNED, SCORES_FILE, f"/metrics/{metric}"),
             *(proofs.source(one, PREDICTIONS_FILE) for one in (EVALUATION_BASE, EVALUATION_TUNED)),
         ),
+        reasons=[
+            *([] if better else ["worse" if compared.high < 0 else "not-better"]),
+            *([] if within else ["threshold"]),
+        ],
     )
 
 
@@ -144,8 +149,7 @@ def _judge_preferences(proofs: Proofs) -> Finding:
         return judged(
             False, required, "contradiction",
             f"{PREFERENCES}: {key} is {stated}; the rows have {low:.4g} to {high:.4g}.",
-            hint=proofs.again(PREFERENCES),
-            sources=sources,
+            hint=proofs.again(PREFERENCES), sources=sources, reasons=[CONTRADICTION],
         )  # fmt: skip
     enough = key == "accuracy_interval" or len(rows) >= MIN_RESAMPLED_ROWS
     better = enough and low > limit
@@ -168,6 +172,7 @@ def _judge_preferences(proofs: Proofs) -> Finding:
         sentence,
         hint="Train longer or on more data, or evaluate more held-out rows.",
         sources=sources,
+        reasons=["not-better"],
     )
 
 
@@ -216,6 +221,7 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
                 proofs.source(stage, PREDICTIONS_FILE)
                 for stage in (EVALUATION_TUNED, EVALUATION_SERVED)
             ),
+            reasons=["lost-rows"],
         )  # fmt: skip
     passed = compared is not None and compared.rules_out(config.max_regression)
     inconclusive = "" if compared is None else compared.inconclusive(config.max_regression)
@@ -234,6 +240,7 @@ def judge_served_evaluation(proofs: Proofs) -> Finding:
             proofs.source(stage, PREDICTIONS_FILE)
             for stage in (EVALUATION_TUNED, EVALUATION_SERVED)
         ),
+        reasons=["no-common-row" if compared is None else compared.reason],
     )
 
 

@@ -8,7 +8,15 @@ from typing import Any
 from tuneline.core.errors import ArtifactError
 from tuneline.core.verdict import Verdict
 from tuneline.pipeline.stage import FORGETTING
-from tuneline.release.gates.finding import Finding, judged, missing, not_asked
+from tuneline.release.gates.finding import (
+    CONTRADICTION,
+    UNREADABLE,
+    Finding,
+    judged,
+    missing,
+    not_asked,
+    reason_of,
+)
 from tuneline.release.proofs import Proofs
 
 FILE = "forgetting.json"
@@ -31,20 +39,21 @@ def judge_forgetting(proofs: Proofs) -> Finding:
         found = rejudge_forgetting(proofs.made[FORGETTING].path)
     except ArtifactError as error:
         return judged(
-            False, REQUIRED, "no proof", f"{error.message}.", hint=proofs.again(FORGETTING)
-        )
+            False, REQUIRED, "no proof", f"{error.message}.", hint=proofs.again(FORGETTING),
+            reasons=[UNREADABLE],
+        )  # fmt: skip
     sources = tuple(proofs.source(FORGETTING, file) for file in (FILE, ANSWERS))
     if problem := _contradiction(proofs.read(FORGETTING, FILE), found.model_dump(mode="json")):
         return judged(False, REQUIRED, "contradiction", f"{FORGETTING}: {problem}.",
-                      hint=proofs.again(FORGETTING), sources=sources)  # fmt: skip
+                      hint=proofs.again(FORGETTING), sources=sources,
+                      reasons=[CONTRADICTION])  # fmt: skip
     verdict = found.verdict
     if verdict is Verdict.INVALID:
         return judged(
             False, REQUIRED, str(verdict),
             "The base has none of the suite's skills, so the suite cannot show that none is lost.",
-            hint="Set evaluation.forgetting: false, or waive the gate: --waive forgetting --why "
-            "TEXT",
-            sources=sources,
+            hint="Set evaluation.forgetting: false.",
+            sources=sources, reasons=["invalid"],
         )  # fmt: skip
     low, high = (100 * bound for bound in found.interval)
     observed = (
@@ -63,6 +72,7 @@ def judge_forgetting(proofs: Proofs) -> Finding:
         f"{words}: {observed}." if verdict is Verdict.PASS else f"{words} ({observed}).",
         hint="Mix general rows into the data, lower training.learning_rate, or train fewer steps.",
         sources=sources,
+        reasons=[reason_of(problem) for problem in lost] or [str(verdict).lower()],
     )
 
 

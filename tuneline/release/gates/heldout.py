@@ -50,6 +50,7 @@ def judge_heldout(proofs: Proofs) -> Finding:
         words,
         hint="Set data.checks.leakage.action: fix in run.yaml, then: " + proofs.run.command("up"),
         sources=tuple(proofs.source(DATASET, file) for file in (TRAIN_FILE, HELDOUT_FILE)),
+        reasons=["leaked" if leaked else "no-rows"],
     )
 
 

@@ -28,4 +28,5 @@ def judge_licenses(proofs: Proofs) -> Finding:
         hint="Write into run.yaml, such as: release: {"
         + ", ".join(f"{name}_license: Apache-2.0" for name in absent)
         + "}",
+        reasons=absent,
     )

@@ -10,7 +10,14 @@ from tuneline.pipeline.server import measured_serving
 from tuneline.pipeline.stage import LOADTEST
 from tuneline.pipeline.stage_inputs import drafter
 from tuneline.pipeline.stages import loadtest_config
-from tuneline.release.gates.finding import Finding, judged, missing, not_asked
+from tuneline.release.gates.finding import (
+    CONTRADICTION,
+    Finding,
+    judged,
+    missing,
+    not_asked,
+    reason_of,
+)
 from tuneline.release.proofs import Proofs
 
 if TYPE_CHECKING:
@@ -36,26 +43,34 @@ def judge_load(proofs: Proofs) -> Finding:
     from loadtest import find_contradictions, read_report
 
     report = read_report(proofs.made[LOADTEST].path)
-    problems = [
-        *_other_artifact(proofs, report),
-        *_other_server(proofs, report),
-        *_other_configuration(proofs, report),
-    ]
+    found = {
+        "other-artifact": _other_artifact(proofs, report),
+        "other-server": _other_server(proofs, report),
+        "other-configuration": _other_configuration(proofs, report),
+    }
+    problems = [problem for of_reason in found.values() for problem in of_reason]
+    reasons = [reason for reason, of_reason in found.items() if of_reason]
     if report.verdict is not Verdict.PASS:
-        problems += report.problems or [f"verdict {report.verdict}"]
+        missed = report.problems or [f"verdict {report.verdict}"]
+        problems += missed
+        reasons += [reason_of(problem) for problem in missed]
     config = loadtest_config(proofs.run)
     slos = {scenario.name: scenario.slo or config.slo for scenario in config.scenarios}
     for one in report.scenarios:
         if not one.objectives:
             problems.append(f"{one.name} has no objective; expected a limit in loadtest.slo")
+            reasons.append(f"{one.name}/no-objective")
         # A verdict is a word in a file: the figures next to it must say the same.
         if report.verdict is Verdict.PASS and one.verdict is not Verdict.PASS:
             problems.append(f"{one.name} is {one.verdict}, which contradicts the report's PASS")
+            reasons.append(f"{one.name}/{CONTRADICTION}")
         elif one.verdict is Verdict.PASS and one.name in slos:
+            contradictions = find_contradictions(one, slos[one.name])
             problems += [
                 f"{one.name}: the verdict PASS contradicts the figures: {problem}"
-                for problem in find_contradictions(one, slos[one.name])
+                for problem in contradictions
             ]
+            reasons += [f"{one.name}/{CONTRADICTION}"] * bool(contradictions)
     names = ", ".join(scenario.name for scenario in report.scenarios)
     return judged(
         not problems,
@@ -66,6 +81,7 @@ def judge_load(proofs: Proofs) -> Finding:
         else f"Every objective holds under load: {names}.{_client_lag(config, report)}",
         hint=proofs.again(LOADTEST),
         sources=(proofs.source(LOADTEST, REPORT),),
+        reasons=reasons,
     )
 
 

@@ -12,7 +12,7 @@ from tuneline.core.parity import PARITY_FILE, Parity, parity_problems
 from tuneline.core.tolerances import Tolerances, said_limits
 from tuneline.core.verdict import Verdict
 from tuneline.pipeline.stage import PARITY_MERGED, PARITY_SERVED, PREFERENCES
-from tuneline.release.gates.finding import Finding, judged, missing, not_asked
+from tuneline.release.gates.finding import Finding, judged, missing, not_asked, reason_of
 from tuneline.release.proofs import Proofs
 
 REWARD_KIND = "reward-parity"
@@ -41,6 +41,7 @@ def judge_served_parity(proofs: Proofs) -> Finding:
             False, required, "another artifact",
             f"The served parity is of another artifact than {proofs.served.path.name}{base}.",
             hint=proofs.up, sources=(proofs.source(PARITY_SERVED, "manifest.json"),),
+            reasons=["other-artifact"],
         )  # fmt: skip
     if proofs.made[PARITY_SERVED].kind == REWARD_KIND:
         return _judge_rewards(proofs)
@@ -67,6 +68,7 @@ def _judge_rewards(proofs: Proofs) -> Finding:
         if problems
         else f"The scores are the trained model's: they differ by at most {observed}.",
         hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, REWARDS_FILE),),
+        reasons=[reason_of(problem) for problem in problems],
     )  # fmt: skip
 
 
@@ -127,14 +129,14 @@ def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
         for name, one in found.items()
     ]
     failed = {name: why for name, one in found.items() if (why := _why_not(proofs, name, one))}
-    problems = [f"{found[name].form}: {problem}" for name, why in failed.items() for problem in why]
+    lines = [(found[name].form, problem) for name, why in failed.items() for problem in why]
     forms = ", ".join(
         f"{one.form} ({one.num_equal_answers} of {one.num_prompts} answers equal"
         + (", by limits of run.yaml)" if _are_own(proofs, one.form) else ")")
         for one in found.values()
     )
     words = (
-        f"Not the trained model: {'; '.join(problems)}."
+        f"Not the trained model: {'; '.join(': '.join(line) for line in lines)}."
         if failed
         else f"Within the limits of the trained model: {forms}."
     )
@@ -145,4 +147,5 @@ def _judge(proofs: Proofs, names: Sequence[str], required: str) -> Finding:
         words,
         hint=f"Look at the first divergences: {proofs.run.command('prove')}",
         sources=tuple(proofs.source(name, PARITY_FILE) for name in names),
+        reasons=[f"{form}/{reason_of(problem)}" for form, problem in lines],
     )

@@ -17,7 +17,15 @@ from tuneline.core.shorten import shorten
 from tuneline.core.verdict import Verdict
 from tuneline.pipeline.stage import EVALUATION_SERVED
 from tuneline.pipeline.stages import loadtest_config
-from tuneline.release.gates.finding import Finding, judged, missing, not_asked
+from tuneline.release.gates.finding import (
+    MISSING,
+    UNREADABLE,
+    Finding,
+    judged,
+    missing,
+    not_asked,
+    reason_of,
+)
 from tuneline.release.proofs import Earlier, Proofs
 from tuneline.release.rows import (
     Compared,
@@ -56,6 +64,7 @@ def judge_regression(proofs: Proofs) -> Finding:
         return judged(
             False, required, "not comparable", f"{words}.",
             hint="Evaluate both releases on the same held-out rows with the same release.metric.",
+            reasons=["not-comparable"],
         )  # fmt: skip
     compared = compare_rows(before, now)
     assert compared is not None  # noqa: S101 (rows are in common)
@@ -66,6 +75,7 @@ def judge_regression(proofs: Proofs) -> Finding:
         _regression_words(_name(earlier), compared, limit),
         hint="Evaluate more held-out rows, which narrows the interval, or train again.",
         sources=(proofs.source(EVALUATION_SERVED, "predictions.jsonl"),),
+        reasons=[compared.reason],
     )
 
 
@@ -122,6 +132,7 @@ def judge_speed(proofs: Proofs) -> Finding:
         return judged(
             False, required, "no proof",
             f"The proof is missing: no load comparison with {_name(earlier)}.", hint=hint,
+            reasons=[MISSING],
         )  # fmt: skip
     from loadtest import read_comparison
 
@@ -130,7 +141,9 @@ def judge_speed(proofs: Proofs) -> Finding:
         verify_artifact(artifact)
         report = read_comparison(artifact.path)
     except ArtifactError as error:
-        return judged(False, required, "no proof", f"{error.message}.", hint=hint)
+        return judged(
+            False, required, "no proof", f"{error.message}.", hint=hint, reasons=[UNREADABLE]
+        )
     engines = {"a": earlier.release.model.engine, "b": proofs.measured_engine}
     problems = [
         *_other_load(loadtest_config(proofs.run), artifact, report),
@@ -146,6 +159,7 @@ def judge_speed(proofs: Proofs) -> Finding:
         else f"This release is not slower than {_name(earlier)}, by {report.margin:.0%} or more. "
         f"{_hosts(report)}{_unknown_engines(report, engines)}",
         hint=hint,
+        reasons=[reason_of(problem) for problem in problems],
     )
 
 

@@ -31,18 +31,24 @@ def judge_safe_files(proofs: Proofs) -> Finding:
     loads them.
     """
     files = [
-        (f"{artifact.path.name}/{entry.path}", artifact.path / entry.path)
-        for artifact in proofs.made.values()
+        (f"{artifact.path.name}/{entry.path}", artifact.path / entry.path, f"{stage}/{entry.path}")
+        for stage, artifact in proofs.made.items()
         for entry in artifact.manifest.files
     ]
     folders = [(BASE, proofs.base.path)] if serves_adapter(proofs.run.config) else []
     if (found := drafter(proofs.run)) is not None:
         folders.append((DRAFTER, found[1]))
     for prefix, folder in folders:
-        files += [
-            (f"{prefix}{relative_name(path, folder)}", path) for path in payload_files(folder)
-        ]
-    problems = [f"{name} {reason}" for name, path in files if (reason := _reason(path)) is not None]
+        for path in payload_files(folder):
+            name = f"{prefix}{relative_name(path, folder)}"
+            files.append((name, path, name))
+    # A waiver names a file by its stage: the key in the name of a directory changes with the run.
+    unsafe = [
+        (f"{name} {reason}", own)
+        for name, path, own in files
+        if (reason := _reason(path)) is not None
+    ]
+    problems = [problem for problem, _ in unsafe]
     num_files = len(files)
     return judged(
         not problems and num_files > 0,
@@ -54,6 +60,7 @@ def judge_safe_files(proofs: Proofs) -> Finding:
         if num_files
         else "No artifact is there.",
         hint=_hint(problems),
+        reasons=[own.replace(" ", "-") for _, own in unsafe] or ["no-file"],
     )
 
 
