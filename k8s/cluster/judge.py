@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from k8s.cluster.kubectl import Cluster, Object, apply, delete, get
 from k8s.cluster.pods import PATIENCE_S, Trouble, find_trouble
-from k8s.rules.objects import ref
+from k8s.rules.objects import QUEUE_LABEL, ref
 from tuneline.core.errors import InconclusiveError, InvalidError, ServerError, VerdictError
 from tuneline.core.progress import logger
 
@@ -58,7 +58,7 @@ def run_judge(cluster: Cluster, objects: Sequence[Object]) -> None:
         if found is not None:
             raise _failure(cluster, ref(job), found, troubles)
         if (stuck := _stuck(troubles, stuck_s)) is not None or time.monotonic() > until_s:
-            words = "did not end in time" if stuck is None else "cannot start"
+            words = _late(cluster, name) if stuck is None else "cannot start"
             raise _failure(cluster, ref(job), words, troubles)
         time.sleep(POLL_S)
 
@@ -74,6 +74,15 @@ def _state(cluster: Cluster, name: str) -> str | None:
             if condition["type"] == "Failed":
                 return f"failed: {condition.get('message', condition.get('reason', ''))}"
     return None
+
+
+def _late(cluster: Cluster, name: str) -> str:
+    """Return why a Job did not end in time. The clock of a Job in a queue has not begun."""
+    for job in get(cluster, "jobs", name):
+        if job.get("spec", {}).get("suspend"):
+            queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+            return "is suspended" + (f": the queue {queue} has not admitted it" if queue else "")
+    return "did not end in time"
 
 
 def _stuck(troubles: Sequence[Trouble], since_s: dict[str, float]) -> Trouble | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from k8s.cluster.kubectl import Object
+from k8s.rules.objects import QUEUE_LABEL
 from tuneline.core.secrets import hide_secrets
 
 Pod = Mapping[str, Any]
@@ -70,7 +71,8 @@ def _find_trouble(pod: Pod) -> Trouble | None:
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             reason = condition.get("reason", "Unschedulable")
-            return Trouble(name, reason, condition.get("message", ""))
+            held = reason == "SchedulingGated"
+            return Trouble(name, reason, _gates(pod) if held else condition.get("message", ""))
     kinds = ("initContainerStatuses", "containerStatuses")
     for one in (container for kind in kinds for container in status.get(kind, [])):
         waiting = one.get("state", {}).get("waiting", {})
@@ -86,6 +88,18 @@ def _find_trouble(pod: Pod) -> Trouble | None:
     if status.get("phase") == "Failed":
         return Trouble(name, "Failed", f"{status.get('reason', '')} {status.get('message', '')}")
     return None
+
+
+def _gates(pod: Pod) -> str:
+    """Return who holds a pod back: the scheduler's own words name nobody."""
+    gates = ", ".join(one["name"] for one in pod.get("spec", {}).get("schedulingGates", []))
+    queue = pod["metadata"].get("labels", {}).get(QUEUE_LABEL)
+    if queue is None:
+        return f"held by {gates}" if gates else ""
+    return (
+        f"the queue {queue} has not admitted it (kubectl describe localqueue {queue}, "
+        "kubectl get workloads)"
+    )
 
 
 def _end_words(ended: Mapping[str, Any] | None) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from k8s.rules.objects import QUEUE_LABEL
 from tuneline.core.errors import ConfigError, ServerError, TunelineError
 from tuneline.core.secrets import hide_secrets
 
@@ -57,6 +58,12 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
         return ServerError(
             f"{where}: the namespace is being deleted: {words}",
             hint="Wait until it is gone, and create it again; or choose another: --namespace NAME",
+        )
+    if QUEUE_LABEL in words and "immutable" in words:
+        return ServerError(
+            f"{where}: Kueue lets no running server join, change or leave a queue: {words}",
+            hint=f"Delete the Deployment, which ends the server, and apply again: {kubectl} delete "
+            "deployment RUN-model-server",
         )
     if "admission webhook" in words or "violates" in words or "exceeded quota" in words:
         return ServerError(f"{where}: the cluster does not admit the objects: {words}")

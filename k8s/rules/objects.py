@@ -10,6 +10,7 @@ from typing import Any
 
 Object = Mapping[str, Any]
 
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 DIGEST_LABEL = "tuneline/model-digest"
 SETTINGS = "TUNELINE_SETTINGS"
 """The variable with the middleware's settings as JSON."""

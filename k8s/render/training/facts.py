@@ -8,6 +8,7 @@ from k8s.config import DeployConfig
 from k8s.placement_config import Placement
 from k8s.render.facts import Document
 from k8s.render.kustomize import INSTANCE_LABEL
+from k8s.rules.objects import QUEUE_LABEL
 from k8s.training_config import TrainingJob
 
 MASTER_PORT = 29500
@@ -47,7 +48,7 @@ class TrainingFacts:
     def queue_labels(self) -> dict[str, str]:
         """Return the label by which Kueue admits a workload."""
         queue = self.config.queue_name
-        return {} if queue is None else {"kueue.x-k8s.io/queue-name": queue}
+        return {} if queue is None else {QUEUE_LABEL: queue}
 
     def metadata(self, **labels: str) -> Document:
         """Return the metadata of an object."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from k8s.config import DeployConfig
 from k8s.render.facts import Document
+from k8s.rules.objects import QUEUE_LABEL
 
 ROLE = "tuneline/role"
 MASTER_PORT = 29501
 FIRST_FREE_PORT, LAST_PORT = 1024, 65535
-QUEUE = "kueue.x-k8s.io/queue-name"
 API = "leaderworkerset.x-k8s.io/v1"
 OF_THE_API = ("ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle")
 """Fields of a container that answers requests; a worker answers none."""
@@ -122,7 +122,7 @@ def _between_hosts(workload: Document) -> Document:
     ]
     metadata = copy.deepcopy(workload["metadata"])
     metadata["name"] += "-hosts"
-    metadata["labels"].pop(QUEUE, None)
+    metadata["labels"].pop(QUEUE_LABEL, None)
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

@@ -21,6 +21,20 @@ def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
     return {"name": "vllm", "state": {"waiting": {"reason": reason, "message": message}}, **more}
 
 
+def test_a_pod_that_waits_for_its_queue_says_which() -> None:
+    """Kueue's pod: the scheduler's message names neither the gate nor the queue."""
+    words = "Scheduling is blocked due to non-empty scheduling gates"
+    gated = pod(
+        conditions=[condition("PodScheduled", "False", reason="SchedulingGated", message=words)]
+    )
+    gated["spec"] = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}
+    found = find_trouble(gated)
+    assert found is not None and found.words == "held by kueue.x-k8s.io/admission"
+    gated["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team"}
+    found = find_trouble(gated)
+    assert found is not None and found.words.startswith("the queue team has not admitted it")
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [

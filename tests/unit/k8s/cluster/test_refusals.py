@@ -35,6 +35,12 @@ OPTIONS = ["--context=c", "--namespace=n"]
             None,
         ),
         (
+            'The request is invalid: admission webhook "vdeployment.kb.io" denied the request: '
+            'metadata.labels[kueue.x-k8s.io/queue-name]: Invalid value: "b": field is immutable',
+            "Kueue lets no running server join, change or leave a queue",
+            "kubectl --context=c --namespace=n delete deployment",
+        ),
+        (
             'error: Apply failed with 1 conflict: conflict with "hpa" using apps/v1: .spec.replicas'
             "\n"
             "Please review the fields above--they currently have other managers.",
