@@ -128,7 +128,7 @@ def _check_needed(waiver: Waiver, gates: Sequence[Gate]) -> None:
     raise ConfigError(
         f"--waive {waiver.said}: "
         + (
-            f"the gate did not fail for it, but for {names}"
+            f"is not a reason of the failure; the gate failed for {names}"
             if waiver.reason
             else f"names the gate and no reason; it failed for {names}"
         ),
