@@ -95,11 +95,14 @@ def judge_evaluation(proofs: Proofs) -> Finding:
             proofs.source(EVALUATION_TUNED, SCORES_FILE, f"/metrics/{metric}"),
             *(proofs.source(one, PREDICTIONS_FILE) for one in (EVALUATION_BASE, EVALUATION_TUNED)),
         ),
-        reasons=[
-            *([] if better else ["worse" if compared.high < 0 else "not-better"]),
-            *([] if within else ["threshold"]),
-        ],
+        reasons=_reasons(compared, within),
     )
+
+
+def _reasons(compared: Compared, within: bool) -> list[str]:
+    """Return the names of what failed."""
+    found = {"worse": compared.high < 0, "not-better": compared.low <= 0 <= compared.high}
+    return [name for name, failed in (found | {"threshold": not within}).items() if failed]
 
 
 def _contradiction(found: dict[str, Any], compared: Compared | None) -> str:
