@@ -59,7 +59,6 @@ def fill_cache(cache: CompileCache, baked: Path) -> None:
         shutil.rmtree(cache.files, ignore_errors=True)
         cache.files.mkdir(exist_ok=True)
         return
-    cache.is_warm = True
     cache.record()
 
 

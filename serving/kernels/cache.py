@@ -7,6 +7,7 @@ compiles again. A cache is only a saving: no problem with it stops a server.
     ~/.cache/tuneline/kernels/KEY/
       record.json    the key's parts, and the digest of every file below `files`
       lock           shared by the servers that use the folder
+      checked        shared by those of them that may read the kernels
       files/         vllm, torchinductor, triton: where vLLM and its compilers write
 """
 
@@ -16,7 +17,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class CompileCache:
         self.is_warm = False
         """Whether the folder had kernels when the server started; known after `check`."""
         self._lock = lock
+        self._checked: int | None = None
         self._digests: dict[tuple[str, int, int], str] = {}
         """By path, size and modification time; a file of 150 MB is read once a start."""
 
@@ -73,21 +75,49 @@ class CompileCache:
             if not environ.get(name)
         }
 
-    def check(self) -> None:
+    def check(self, fill: Callable[[], None] | None = None) -> None:
         """Compare every file with the record, and empty a folder that differs from it.
 
         Files that the record does not list are removed: a server that was killed may have left them
-        half-written. A folder that another server uses was checked by that server.
+        half-written. Of servers that start together, the first one checks, and the others wait for
+        it. A folder that another server uses was checked by that server.
+
+        Args:
+            fill: Called if the folder is empty and no other server uses it.
         """
-        if self._lock is not None:
-            try:
-                if _is_only_user(self._lock):
-                    self._remove_what_differs()
-            except OSError as error:
-                logger.warning("%s: the compile cache cannot be read: %s", self.folder, error)
-            finally:
-                fcntl.flock(self._lock, fcntl.LOCK_SH)
+        try:
+            self._check_alone(fill)
+        except OSError as error:
+            logger.warning("%s: the compile cache cannot be locked: %s", self.folder, error)
         self.is_warm = any(True for _ in payload_files(self.files))
+
+    def _check_alone(self, fill: Callable[[], None] | None) -> None:
+        """Check the folder while no other server checks it or reads it.
+
+        The lock of the folder lets one server at a time come here, and a killed server leaves it.
+        """
+        turn = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if self._checked is None:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                self._checked = os.open(self.folder / "checked", flags, 0o600)
+            if _is_only_user(self._checked):
+                try:
+                    self._remove_what_differs()
+                except OSError as error:
+                    logger.warning(
+                        "%s: the compile cache cannot be checked: %s; it is emptied and vLLM "
+                        "compiles again", self.folder, error,
+                    )  # fmt: skip
+                    shutil.rmtree(self.files)
+                    self.files.mkdir()
+                if fill is not None and not any(True for _ in payload_files(self.files)):
+                    fill()
+        finally:
+            if self._checked is not None:
+                fcntl.flock(self._checked, fcntl.LOCK_SH)
+            os.close(turn)
 
     def record(self) -> None:
         """Write the digest of every file, so that the next server can check them."""
@@ -119,8 +149,10 @@ class CompileCache:
             return
         if not self.is_kept:
             shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
-        self._lock = None
+        for lock in (self._checked, self._lock):
+            if lock is not None:
+                os.close(lock)
+        self._checked = self._lock = None
 
     def _remove_what_differs(self) -> None:
         listed = {entry.path: entry.sha256 for entry in self._recorded_files()}
@@ -211,10 +243,10 @@ def _require_room(folder: Path) -> None:
     probe = folder / f"room.{os.getpid()}"
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        probe.unlink()  # a process that is killed here leaves no room taken
         os.posix_fallocate(descriptor, 0, NEEDED_BYTES)
     finally:
         os.close(descriptor)
-        probe.unlink()
 
 
 def _remove_old(root: Path, kept: Path) -> None:

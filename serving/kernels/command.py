@@ -42,9 +42,10 @@ def bake_kernels(
     with running_server(
         config, model, name=name, adapter=adapter, log_path=log_path, check=check
     ) as server:
-        with openai_client(server.endpoint, timeout_s=TIMEOUT_S) as client:
-            # The first request for log-probabilities compiles a kernel of its own.
-            client.completions.create(
-                model=server.endpoint.model, prompt="a", max_tokens=2, logprobs=1, temperature=0
-            )
+        if not config.pools:
+            with openai_client(server.endpoint, timeout_s=TIMEOUT_S) as client:
+                # The first request for log-probabilities compiles a kernel of its own.
+                client.completions.create(
+                    model=server.endpoint.model, prompt="a", max_tokens=2, logprobs=1, temperature=0
+                )
         return bake_cache(server.cache, out, inputs)

@@ -189,9 +189,7 @@ class Server:
 
     def _check_cache(self) -> None:
         cache, baked = self.launch.cache, self.launch.config.compile_cache
-        cache.check()
-        if baked is not None and not cache.is_warm:
-            fill_cache(cache, Path(baked))
+        cache.check(None if baked is None else lambda: fill_cache(cache, Path(baked)))
 
     def _let_load(self) -> None:
         with self._lifeline_lock:

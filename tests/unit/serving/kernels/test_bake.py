@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from serving.config import ServingConfig
+from serving.kernels import command
 from serving.kernels.bake import bake_cache, fill_cache
 from serving.kernels.cache import CompileCache, open_cache
 from tuneline.core.artifact import open_artifact, verify_artifact
 from tuneline.core.errors import ArtifactError
+from tuneline.models.source import ModelSource
 
 KEY = {"vllm": "0.32.0", "flags": ["--dtype=float32"]}
 KERNEL = "torchinductor/ab/kernel.so"
@@ -47,7 +53,7 @@ def test_a_baked_cache_is_an_artifact(baked: Path) -> None:
 
 def test_a_baked_cache_warms_a_new_machine(baked: Path, tmp_path: Path) -> None:
     cache = empty(tmp_path / "new")
-    fill_cache(cache, baked)
+    cache.check(lambda: fill_cache(cache, baked))
     assert cache.is_warm
     assert (cache.files / KERNEL).read_bytes() == KERNEL.encode()
     cache.close()
@@ -83,7 +89,7 @@ def test_a_baked_cache_that_lies_is_not_used(
         (tmp_path / "outside.so").write_bytes(KERNEL.encode())
     cache = empty(tmp_path / "new")
     with caplog.at_level(logging.WARNING, "tuneline"):
-        fill_cache(cache, baked)
+        cache.check(lambda: fill_cache(cache, baked))
     assert message in caplog.text
     assert "the baked compile cache is not used" in caplog.text
     assert not cache.is_warm
@@ -97,9 +103,29 @@ def test_a_cache_of_another_server_is_not_used(
 ) -> None:
     cache = empty(tmp_path / "new", vllm="0.33.0")
     with caplog.at_level(logging.WARNING, "tuneline"):
-        fill_cache(cache, baked)
+        cache.check(lambda: fill_cache(cache, baked))
     assert "is baked for another server (vllm)" in caplog.text
     assert not cache.is_warm
+    cache.close()
+
+
+def test_a_server_of_vectors_is_baked_without_a_request_for_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = empty(tmp_path / "made")
+    (cache.files / "kernel.so").write_bytes(b"\x7fELF")
+
+    @contextmanager
+    def no_server(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(cache=cache)  # a request would need its endpoint
+
+    monkeypatch.setattr(command, "running_server", no_server)
+    baked = command.bake_kernels(
+        ServingConfig(routes=["embeddings"]),
+        ModelSource(path=tmp_path, digest="sha256:0", kind="base-model", name="m"),
+        name="m", log_path=tmp_path / "log", out=tmp_path / "baked",
+    )  # fmt: skip
+    assert [entry.path for entry in baked.manifest.files] == ["kernel.so"]
     cache.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,62 @@ def test_a_cache_in_use_is_left_as_it_is(warm: Path) -> None:
     third = opened(warm)
     assert "torchinductor/cd/new.so" in kernels(third)
     third.close()
+
+
+def test_of_two_servers_that_start_together_one_checks(
+    warm: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = open_cache(KEY, warm), open_cache(KEY, warm)
+    kernel = first.files / "torchinductor/ab/kernel.so"
+    kernel.write_bytes(b"\x7fELF 0ne")
+    with caplog.at_level(logging.WARNING, "tuneline"):
+        second.check()
+    assert "1 files differ from record.json" in caplog.text
+    assert not kernel.exists()
+    new = write(second, "torchinductor/cd/new.so", b"\x7fELF two")
+    first.check()
+    assert new.exists(), "the second server may be writing it"
+    first.close()
+    second.close()
+
+
+def test_a_server_waits_while_another_fills_the_cache(tmp_path: Path) -> None:
+    first, second = open_cache(KEY, tmp_path), open_cache(KEY, tmp_path)
+    fills, goes_on = threading.Event(), threading.Event()
+
+    def fill() -> None:
+        fills.set()
+        assert goes_on.wait(30)
+        write(first, "vllm/a.so", b"whole")
+
+    filled_again: list[str] = []
+    one = threading.Thread(target=first.check, args=(fill,))
+    one.start()
+    assert fills.wait(30)
+    other = threading.Thread(target=second.check, args=(lambda: filled_again.append("again"),))
+    other.start()
+    other.join(0.2)
+    assert other.is_alive(), "it would read files that are half-written"
+    goes_on.set()
+    for thread in (one, other):
+        thread.join(30)
+    assert first.is_warm and second.is_warm
+    assert filled_again == []
+    first.close()
+    second.close()
+
+
+def test_a_cache_that_cannot_be_checked_is_emptied(
+    warm: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (record,) = warm.glob("*/record.json")
+    record.unlink()
+    record.mkdir()
+    with caplog.at_level(logging.WARNING, "tuneline"):
+        cache = opened(warm)
+    assert "the compile cache cannot be checked" in caplog.text
+    assert not cache.is_warm
+    cache.close()
 
 
 def test_a_full_disk_gives_way_to_a_temporary_folder(
