@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from serving.adapters.reconcile import describe_adapter, read_desired, reconcile_adapters
     from serving.chat import Answer, answers, converse
+    from serving.classifiers import prove_classifier
     from serving.command.arguments import explain_server, plan_container
     from serving.command.environment import engine_settings
     from serving.command.flags import Flag
@@ -52,6 +53,7 @@ __all__ = [
     "list_adapters",
     "list_keys",
     "plan_container",
+    "prove_classifier",
     "prove_rewards",
     "prove_served",
     "prove_vectors",
@@ -90,6 +92,7 @@ __getattr__ = lazy_face(
         "list_adapters": "serving.adapters.client:list_adapters",
         "list_keys": "serving.command.keys:list_keys",
         "plan_container": "serving.command.arguments:plan_container",
+        "prove_classifier": "serving.classifiers:prove_classifier",
         "prove_rewards": "serving.rewards:prove_rewards",
         "prove_served": "serving.parity:prove_served",
         "prove_vectors": "serving.vectors:prove_vectors",

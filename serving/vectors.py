@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serving.config import ServedParityConfig
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
@@ -23,7 +23,6 @@ from tuneline.core.openai_client import openai_client
 from tuneline.core.progress import progress
 from tuneline.models.source import ModelSource
 from tuneline.models.vectors import (
-    LOGITS,
     POOLINGS,
     Recipe,
     States,
@@ -36,14 +35,17 @@ from tuneline.models.vectors import (
 if TYPE_CHECKING:
     from openai import OpenAI
 
+Given = TypeVar("Given")
+Found = TypeVar("Found")
+
 KIND = "vector-parity"
 VECTORS_FILE = "vectors.json"
 MAX_DIFFERENCE = {"float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest distance of two vectors, as a share of the length of the trained model's vector, by the
 number format of the arithmetic; docs/parity.md gives the measurements."""
 LONGEST_TOKENS = 512
-ROUTES = {True: ("classify", "pooling"), False: ("v1/embeddings", "pooling")}
-"""The routes that give a classifier's logits, and those that give vectors, the first one first."""
+ROUTES = ("v1/embeddings", "pooling")
+"""The routes that give vectors, the first one first."""
 
 TEXTS = (
     "refund",
@@ -88,10 +90,10 @@ def prove_vectors(
     recipe = read_recipe(model.path)
     states_of = load_states(model.path, recipe)
     with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
-        longest = min(_longest(client, endpoint), recipe.max_tokens or LONGEST_TOKENS)
-        texts = _texts(lambda text: states_of(text, True).num_tokens, longest)
-        ask = _asking(client, endpoint, is_classifier=recipe.pooling == LOGITS)
-        found = _ask_all(ask, texts, config.concurrency)
+        longest = min(longest_prompt(client, endpoint), recipe.max_tokens or LONGEST_TOKENS)
+        texts = proof_texts(lambda text: states_of(text, True).num_tokens, longest)
+        ask = _asking(client, endpoint)
+        found = ask_all(ask, texts, config.concurrency, "served vectors")
     dense = load_dense(model.path, recipe)
     report = compare_vectors(
         recipe, [states_of(text, True) for text in texts], found, dense, MAX_DIFFERENCE[dtype]
@@ -113,19 +115,19 @@ def prove_vectors(
     return open_artifact(out, kind=KIND)
 
 
-def _ask_all(
-    ask: Callable[[str], tuple[list[float], int]], texts: Sequence[str], concurrency: int
-) -> list[tuple[list[float], int]]:
-    """Return the server's vector of each text, with the number of tokens."""
-    found: list[tuple[list[float], int]] = []
+def ask_all(
+    ask: Callable[[Given], Found], inputs: Sequence[Given], concurrency: int, what: str
+) -> list[Found]:
+    """Return the server's answer to each input, in their order."""
+    found: list[Found] = []
     pool = ThreadPoolExecutor(concurrency)
     try:
-        with progress("served vectors", len(texts), "texts") as advance:
-            for one in pool.map(ask, texts):
+        with progress(what, len(inputs), "requests") as advance:
+            for one in pool.map(ask, inputs):
                 found.append(one)
                 advance(len(found))
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error, ask no further texts
+        pool.shutdown(cancel_futures=True)  # after an error, ask no more
     return found
 
 
@@ -196,22 +198,13 @@ def _other_ways(
 ) -> Iterator[tuple[str, list[States], Callable[[Any], Any]]]:
     """Yield the wrong ways to make vectors: the words for each, the states, and the function."""
     ways: list[tuple[str, Callable[[Any], Any]]] = []
-    if recipe.pooling == LOGITS:
-        import torch
-
-        ways = [
-            (recipe.words, lambda states: states[0]),
-            ("the softmax of the logits", lambda states: torch.softmax(states[0], -1)),
-            ("the sigmoid of the logits", lambda states: torch.sigmoid(states[0])),
-        ]
-    else:
-        for pooling in (recipe.pooling, *POOLINGS):
-            for is_normalized in (recipe.is_normalized, not recipe.is_normalized):
-                other = dataclasses.replace(recipe, pooling=pooling, is_normalized=is_normalized)
-                ways.append((other.words, _vectors_by(other, dense)))
-                if recipe.dense:
-                    bare = dataclasses.replace(other, dense=())
-                    ways.append((bare.words, _vectors_by(bare, lambda vector: vector)))
+    for pooling in (recipe.pooling, *POOLINGS):
+        for is_normalized in (recipe.is_normalized, not recipe.is_normalized):
+            other = dataclasses.replace(recipe, pooling=pooling, is_normalized=is_normalized)
+            ways.append((other.words, _vectors_by(other, dense)))
+            if recipe.dense:
+                bare = dataclasses.replace(other, dense=())
+                ways.append((bare.words, _vectors_by(bare, lambda vector: vector)))
     for special in (True, False):
         states = [states_of(text, special) for text in texts]
         tokens = "" if special else ", without the special tokens"
@@ -223,7 +216,7 @@ def _vectors_by(recipe: Recipe, dense: Any) -> Callable[[Any], Any]:
     return lambda states: vector_of(states, recipe, dense)
 
 
-def _texts(count: Callable[[str], int], longest: int) -> list[str]:
+def proof_texts(count: Callable[[str], int], longest: int) -> list[str]:
     """Return the texts that fit, and a text of many tokens.
 
     Raises:
@@ -240,7 +233,7 @@ def _texts(count: Callable[[str], int], longest: int) -> list[str]:
     return texts
 
 
-def _longest(client: OpenAI, endpoint: Endpoint) -> int:
+def longest_prompt(client: OpenAI, endpoint: Endpoint) -> int:
     """Return the number of tokens that the server takes."""
     for entry in client.models.list().data:
         if entry.id == endpoint.model:
@@ -251,43 +244,50 @@ def _longest(client: OpenAI, endpoint: Endpoint) -> int:
     )
 
 
-def _asking(
-    client: OpenAI, endpoint: Endpoint, *, is_classifier: bool
-) -> Callable[[str], tuple[list[float], int]]:
+def _asking(client: OpenAI, endpoint: Endpoint) -> Callable[[str], tuple[list[float], int]]:
     """Return the function that asks for a text's vector, by the first route that the server has."""
-    import openai
-
-    root = endpoint.url.removesuffix("/v1")
 
     def ask_at(route: str, text: str) -> tuple[list[float], int]:
-        body: dict[str, Any] = {"model": endpoint.model, "input": text, "encoding_format": "float"}
-        if is_classifier:
-            body = {"model": endpoint.model, "input": text, "use_activation": False}
-        answer: Any = client.post(f"{root}/{route}", cast_to=object, body=body)
-        return _read_answer(answer, f"{root}/{route}")
+        body = {"model": endpoint.model, "input": text, "encoding_format": "float"}
+        url = route_url(endpoint, route)
+        answer: Any = client.post(url, cast_to=object, body=body)
+        return _read_answer(answer, url)
 
-    routes = ROUTES[is_classifier]
+    route = first_route(ROUTES, lambda one: ask_at(one, TEXTS[0]))
+    if route is None:
+        raise ServerError(
+            f"{endpoint.url}: has no route {' or '.join(f'/{one}' for one in ROUTES)}; expected a "
+            "server of vectors",
+            hint="Try: tuneline serve DIR --set 'serving.routes=[embeddings]'   (a server of text "
+            "is proven with a reference artifact as --reference)",
+        )
+    return lambda text: ask_at(route, text)
+
+
+def route_url(endpoint: Endpoint, route: str) -> str:
+    """Return the address of a route, which need not be below /v1."""
+    return f"{endpoint.url.removesuffix('/v1')}/{route}"
+
+
+def first_route(routes: Sequence[str], ask: Callable[[str], object]) -> str | None:
+    """Return the first of some routes that the server has, or None."""
+    import openai
+
     for route in routes:
         try:
-            ask_at(route, TEXTS[0])
+            ask(route)
         except openai.NotFoundError:
             continue
-        return lambda text: ask_at(route, text)
-    opens = routes[0].removeprefix("v1/")
-    raise ServerError(
-        f"{endpoint.url}: has no route {' or '.join(f'/{one}' for one in routes)}; expected a "
-        "server of vectors",
-        hint=f"Try: tuneline serve DIR --set 'serving.routes=[{opens}]'   (a server of text is "
-        "proven with a reference artifact as --reference)",
-    )
+        return route
+    return None
 
 
 def _read_answer(answer: Any, url: str) -> tuple[list[float], int]:
     """Return the vector in an answer of any route, and the number of tokens."""
     try:
         (entry,) = answer["data"]
-        values = next(entry[key] for key in ("embedding", "data", "probs") if key in entry)
+        values = entry["embedding" if "embedding" in entry else "data"]
         return [float(value) for value in values], int(answer["usage"]["prompt_tokens"])
-    except (KeyError, TypeError, ValueError, StopIteration):
+    except (KeyError, TypeError, ValueError):
         shown = json.dumps(answer, default=str)[:200]
         raise ServerError(f"{url}: gives no vector: {shown}") from None

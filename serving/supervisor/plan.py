@@ -15,6 +15,7 @@ from serving.kernels.key import cache_parts
 from serving.supervisor.ports import reachable
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
+from tuneline.models.classifier import is_classifier
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.schemas import ModelConfig
 from tuneline.models.source import ModelSource
@@ -34,7 +35,7 @@ POOLERS: dict[str, frozenset[str]] = {
 vectors too."""
 
 
-VLLM_POOLINGS = ("cls", "lasttoken", "mean", "logits")
+VLLM_POOLINGS = ("cls", "lasttoken", "mean")
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def require_pooling(config: ServingConfig, folder: Path) -> None:
     """
     if not config.pools or "pooler_config" in config.given_args or not (folder / MODULES).is_file():
         return
+    if is_classifier(folder):
+        return
     try:
         recipe = read_recipe(folder)
     except ArtifactError:
@@ -132,7 +135,7 @@ def require_pooling(config: ServingConfig, folder: Path) -> None:
     if recipe.pooling not in VLLM_POOLINGS and not is_mean:
         raise ArtifactError(
             f"{folder / MODULES}: the pooling is {recipe.pooling}; vLLM has "
-            f"{', '.join(VLLM_POOLINGS[:3])}, and would serve other vectors",
+            f"{', '.join(VLLM_POOLINGS)}, and would serve other vectors",
             hint="Choose a model with one of these poolings. serving.extra_args.pooler_config sets "
             "another pooling on purpose.",
         )

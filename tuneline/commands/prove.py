@@ -23,7 +23,9 @@ def prove(
     run_file: OptionalRun = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="A reference artifact; a model folder for a server of vectors."),
+        typer.Option(
+            help="A reference artifact; a model folder for a server of vectors or scores."
+        ),
     ] = None,
     candidate: Annotated[
         str | None, typer.Option(metavar="DIR|URL", help="A model in any form, or a URL.")
@@ -111,7 +113,7 @@ def _prove_vectors(
     dtype: str | None,
     out: Path | None,
 ) -> Artifact:
-    """Compare a server's vectors with those of a model folder."""
+    """Compare a server's vectors, or a classifier's scores, with those of a model folder."""
     if not is_url(url):
         raise ConfigError(
             f"--candidate {url}: a model folder as --reference proves the vectors of a server",
@@ -119,13 +121,15 @@ def _prove_vectors(
             "artifact as --reference",
         )
     endpoint = endpoint_of(url, *name_and_key)
-    from serving import prove_vectors
+    from serving import prove_classifier, prove_vectors
     from serving.config import ServedParityConfig
+    from tuneline.models.classifier import is_classifier
     from tuneline.models.source import computed_dtype, resolve_model
 
+    prove = prove_classifier if is_classifier(folder) else prove_vectors
     source = resolve_model(str(folder.resolve()), download=False)
     computed = _known_dtype(dtype or computed_dtype("auto", source))
-    return prove_vectors(
+    return prove(
         ServedParityConfig(), source, endpoint, _proof_dir(out, endpoint.model), dtype=computed
     )
 

@@ -129,6 +129,13 @@ def _vectors(metrics: Metrics) -> str:
     return f"{_verdict(metrics)}, {metrics['num_texts']} texts, {metrics['recipe']}{least}"
 
 
+def _scores(metrics: Metrics) -> str:
+    return (
+        f"{_verdict(metrics)}, {metrics['num_texts']} texts, {metrics['num_pairs']} pairs, "
+        f"{metrics['num_labels']} labels, {metrics['activation']}"
+    )
+
+
 def _verdict(metrics: Metrics) -> str:
     return str(metrics["verdict"]).upper()
 
@@ -177,6 +184,7 @@ KINDS: dict[str, Kind] = {
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),
     "reward-parity": Kind(_rewards, payload="rewards.json", verdict_file="rewards.json"),
     "vector-parity": Kind(_vectors, payload="vectors.json", verdict_file="vectors.json"),
+    "score-parity": Kind(_scores, payload="scores.json", verdict_file="scores.json"),
     "ladder": Kind(_verdicts, payload="ladder.json"),
     "load-report": Kind(_verdict, payload=REPORT, verdict_file=REPORT, is_printed=True),
     "load-shard": Kind(_shard),

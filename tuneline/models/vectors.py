@@ -2,7 +2,7 @@
 
 An embedding model pools the states of a text's tokens into one vector. The files of
 sentence-transformers say how: `modules.json` and the folders that it names. A model that writes
-text gives the normalized state of the last token, as vLLM serves it. A classifier gives its logits.
+text gives the normalized state of the last token, as vLLM serves it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ POOLINGS: dict[str, Pool] = {
     "weightedmean": _weighted_mean,
 }
 """The modes of sentence-transformers' Pooling."""
-LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Recipe:
     """How a model's states become a vector."""
 
     pooling: str
-    """A mode of POOLINGS, or `logits` for a classifier."""
+    """A mode of POOLINGS."""
     is_normalized: bool
     dense: tuple[str, ...] = ()
     """Folders of the linear layers after the pooling."""
@@ -64,8 +63,6 @@ class Recipe:
     @property
     def words(self) -> str:
         """Return the recipe for people."""
-        if self.pooling == LOGITS:
-            return "logits of the classifier"
         layers = f", {len(self.dense)} dense layers" if self.dense else ""
         return f"{self.pooling} pooling{layers}, {'' if self.is_normalized else 'not '}normalized"
 
@@ -77,8 +74,6 @@ def read_recipe(folder: Path) -> Recipe:
         ArtifactError: The folder does not say it, or has a module that is not known here.
     """
     names = read_json(folder / CONFIG, ModelConfig).get("architectures") or []
-    if any(name.endswith("ForSequenceClassification") for name in names):
-        return Recipe(LOGITS, is_normalized=False)
     if not (folder / MODULES).is_file():
         if any(name.endswith(TEXT_CLASSES) for name in names):
             return Recipe("lasttoken", is_normalized=True)
@@ -144,8 +139,7 @@ def _mode_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class States:
-    """The states of one text's tokens, of shape (tokens, dimensions); a classifier's logits are one
-    state."""
+    """The states of one text's tokens, of shape (tokens, dimensions)."""
 
     num_tokens: int
     states: Tensor
@@ -160,20 +154,15 @@ def load_states(folder: Path, recipe: Recipe) -> Callable[[str, bool], States]:
     import torch
     import transformers
 
-    auto: Any = transformers.AutoModel
-    if recipe.pooling == LOGITS:
-        auto = transformers.AutoModelForSequenceClassification
     tokenizer = load_tokenizer(folder)
-    network = load_network(
-        folder, torch.float32, what=str(folder), load=_without_pooler(auto.from_pretrained)
-    )
+    load = _without_pooler(transformers.AutoModel.from_pretrained)
+    network = load_network(folder, torch.float32, what=str(folder), load=load)
 
     def states_of(text: str, special: bool) -> States:
         words = text.lower() if recipe.lowers_case else text
         inputs = tokenizer(words, return_tensors="pt", add_special_tokens=special)
         with torch.no_grad(), damage_named(f"{folder}: transformers cannot compute a vector"):
-            output = network(**inputs)
-        found = output.logits if recipe.pooling == LOGITS else output.last_hidden_state[0]
+            found = network(**inputs).last_hidden_state[0]
         return States(inputs["input_ids"].shape[1], found.float())
 
     return states_of
@@ -224,7 +213,5 @@ def load_dense(folder: Path, recipe: Recipe) -> Pool:
 
 def vector_of(states: Tensor, recipe: Recipe, dense: Pool) -> Tensor:
     """Return the vector that a recipe makes of a text's states."""
-    if recipe.pooling == LOGITS:
-        return states[0]
     vector = dense(POOLINGS[recipe.pooling](states))
     return vector / vector.norm().clamp_min(1e-12) if recipe.is_normalized else vector

@@ -15,10 +15,13 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving import add_key, prove_vectors, running_server
+from serving import add_key, prove_classifier, prove_vectors, running_server
 from serving.config import ServedParityConfig, ServingConfig
 from serving.middleware.heartbeat import PROGRESS
 from serving.supervisor.process import RunningServer
+from serving.vectors import SENTENCE
+from serving.vectors import TEXTS as PROOF_TEXTS
+from tests.cross_encoder import write_cross_encoder
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.verdict import Verdict, read_verdict
 from tuneline.models.source import ModelSource, resolve_model
@@ -191,3 +194,58 @@ def test_a_server_of_vectors_has_no_other_work(
     headers = {"authorization": f"Bearer {keys['ops']}"}
     answer = httpx.post(url, json={"model": "tickets"}, headers=headers, timeout=60)
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "NotFoundError")
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cross-encoder")
+    write_cross_encoder(folder, [*PROOF_TEXTS, SENTENCE])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(
+    cross_encoder: Path, serving_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    config = ServingConfig(**serving_settings, routes=["score", "classify"])
+    log_path = tmp_path_factory.mktemp("scores") / "vllm.log"
+    model = resolve_model(str(cross_encoder))
+    with running_server(config, model, name="scores", log_path=log_path) as running:
+        yield running
+
+
+def test_the_served_scores_are_proven(
+    scores: RunningServer, cross_encoder: Path, tmp_path: Path
+) -> None:
+    proof = prove_classifier(
+        ServedParityConfig(), resolve_model(str(cross_encoder)), scores.endpoint, tmp_path / "proof"
+    )
+    assert read_verdict(proof) is Verdict.PASS
+    report = json.loads((proof.path / "scores.json").read_text())
+    assert (report["num_texts"], report["num_pairs"]) == (13, 13)
+    assert report["num_equal_token_counts"] == 26
+    assert 0 < report["max_relative_difference"] < 1e-4
+    assert report["served"]["classify"][0]["label"] == "LABEL_0"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "fault"),
+    [
+        ("config.json", "{", '{"problem_type": "regression",', "the sigmoid of the logits"),
+        ("tokenizer.json", '"type_id": 1', '"type_id": 0', "/score: logits differ by up to"),
+    ],
+)  # fmt: skip
+def test_the_scores_of_another_folder_are_named(
+    scores: RunningServer, cross_encoder: Path, tmp_path: Path,
+    file: str, old: str, new: str, fault: str,
+) -> None:  # fmt: skip
+    folder = tmp_path / "other"
+    shutil.copytree(cross_encoder, folder)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new, 1 if file == "config.json" else -1))
+    proof = prove_classifier(
+        ServedParityConfig(), resolve_model(str(folder)), scores.endpoint, tmp_path / "proof"
+    )
+    assert read_verdict(proof) is Verdict.FAIL
+    assert fault in "\n".join(proof.manifest.metrics["problems"])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from serving.vectors import _texts, compare_vectors
+from serving.vectors import compare_vectors, proof_texts
 from tuneline.core.errors import ArtifactError, ServerError
 from tuneline.models.vectors import Recipe, States, load_dense, load_states, read_recipe, vector_of
 
@@ -161,10 +161,10 @@ def test_a_vector_is_judged(served: list[float], num_tokens: int, problem: str |
 
 @pytest.mark.parametrize(("longest", "num_texts", "longest_text"), [(4, 4, 4), (2000, 13, 378)])
 def test_only_texts_that_fit_are_sent(longest: int, num_texts: int, longest_text: int) -> None:
-    texts = _texts(lambda text: len(text.split()), longest)
+    texts = proof_texts(lambda text: len(text.split()), longest)
     assert (len(texts), max(len(text.split()) for text in texts)) == (num_texts, longest_text)
 
 
 def test_a_server_of_few_tokens_is_no_proof() -> None:
     with pytest.raises(ServerError, match="take 0 tokens"):
-        _texts(len, 0)
+        proof_texts(len, 0)

@@ -60,6 +60,13 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "PASS, 13 texts, mean pooling, normalized, cosine at least 0.999999",
     ),
+    "score-parity": (
+        {
+            "verdict": "PASS", "num_texts": 13, "num_pairs": 12, "num_labels": 1,
+            "activation": "sigmoid",
+        },
+        "PASS, 13 texts, 12 pairs, 1 labels, sigmoid",
+    ),
     "parity": (
         {
             "verdict": "FAIL", "num_equal_answers": 3, "num_prompts": 4,
