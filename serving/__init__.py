@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from serving.command.parser_check import check_flags
     from serving.compare import ask_each, converse_with_each
     from serving.kernels.command import bake_kernels
+    from serving.middleware.routes import open_paths
     from serving.parity import compare_served, prove_served
-    from serving.rewards import prove_rewards, recheck_rewards
+    from serving.rewards import compare_served_rewards, prove_rewards, recheck_rewards
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
     from serving.supervisor.systemd import systemd_unit
@@ -45,6 +46,7 @@ __all__ = [
     "bake_kernels",
     "check_flags",
     "compare_served",
+    "compare_served_rewards",
     "converse",
     "converse_with_each",
     "describe_adapter",
@@ -52,6 +54,7 @@ __all__ = [
     "explain_server",
     "list_adapters",
     "list_keys",
+    "open_paths",
     "plan_container",
     "prove_classifier",
     "prove_rewards",
@@ -91,8 +94,10 @@ __getattr__ = lazy_face(
         "explain_server": "serving.command.arguments:explain_server",
         "list_adapters": "serving.adapters.client:list_adapters",
         "list_keys": "serving.command.keys:list_keys",
+        "open_paths": "serving.middleware.routes:open_paths",
         "plan_container": "serving.command.arguments:plan_container",
         "prove_classifier": "serving.classifiers:prove_classifier",
+        "compare_served_rewards": "serving.rewards:compare_served_rewards",
         "prove_rewards": "serving.rewards:prove_rewards",
         "prove_served": "serving.parity:prove_served",
         "prove_vectors": "serving.vectors:prove_vectors",

@@ -214,6 +214,11 @@ class ServingConfig(StrictModel):
         return not POOLING_ROUTES.isdisjoint(self.routes)
 
     @property
+    def score_route(self) -> str:
+        """Return the route by which the scores of a reward model are asked."""
+        return "pooling" if "pooling" in self.routes else "classify"
+
+    @property
     def given_args(self) -> set[str]:
         """Return the flags of `extra_args`, each with underscores and without leading hyphens;
         `flag.key`, which sets one key of a mapping, is that flag."""

@@ -53,7 +53,45 @@ def prove_rewards(
         MissingError: The openai package is not installed.
         ServerError: The server cannot be reached, or gives no scores.
     """
+    report, found = compare_served_rewards(
+        config, preferences, endpoint, route=route, formats=formats
+    )
+    logger.info(
+        "served rewards: %s: scores differ by at most %.2g, %.2g standard deviations (limit %g)",
+        report["verdict"], report["max_difference"], report["max_relative_difference"],
+        report["limit"],
+    )  # fmt: skip
+    settings = {"model": endpoint.model, "concurrency": config.concurrency}
+    inputs = [preferences.as_input("preferences"), *inputs]
+    with new_artifact(out, "reward-parity", config=settings, inputs=inputs) as draft:
+        text = json.dumps({**report, "rewards": found}, indent=2) + "\n"
+        (draft.dir / REWARDS_FILE).write_text(text, encoding="utf-8")
+        draft.metrics.update(report)
+    return open_artifact(out, kind="reward-parity")
+
+
+def compare_served_rewards(
+    config: ServedParityConfig,
+    preferences: Artifact,
+    endpoint: Endpoint,
+    *,
+    route: str,
+    formats: Sequence[str],
+    num_answers: int | None = None,
+) -> tuple[dict[str, Any], list[float]]:
+    """Return the figures of a server's scores, next to the trained model's, and the scores.
+
+    Args:
+        num_answers: Ask for the scores of the first answers only, in pairs; None asks for all.
+
+    Raises:
+        ArtifactError: The evaluation has no token ids.
+        MissingError: The openai package is not installed.
+        ServerError: The server cannot be reached, or gives no scores.
+    """
     expected, sequences = _read_scores(preferences)
+    spread = _spread(expected)
+    expected, sequences = expected[:num_answers], sequences[:num_answers]
     found: list[float] = []
     with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
 
@@ -71,18 +109,7 @@ def prove_rewards(
                 found.append(one)
                 advance(len(found))
     limit = max(MAX_DIFFERENCE[one] for one in {*formats, preferences.manifest.metrics["dtype"]})
-    report = compare_rewards(expected, found, limit)
-    logger.info(
-        "served rewards: %s: scores differ by at most %.2g, %.2g standard deviations (limit %g)",
-        report["verdict"], report["max_difference"], report["max_relative_difference"], limit,
-    )  # fmt: skip
-    settings = {"model": endpoint.model, "concurrency": config.concurrency}
-    inputs = [preferences.as_input("preferences"), *inputs]
-    with new_artifact(out, "reward-parity", config=settings, inputs=inputs) as draft:
-        text = json.dumps({**report, "rewards": found}, indent=2) + "\n"
-        (draft.dir / REWARDS_FILE).write_text(text, encoding="utf-8")
-        draft.metrics.update(report)
-    return open_artifact(out, kind="reward-parity")
+    return compare_rewards(expected, found, limit, spread), found
 
 
 def recheck_rewards(proof: Artifact, preferences: Artifact) -> list[str]:
@@ -117,10 +144,14 @@ def recheck_rewards(proof: Artifact, preferences: Artifact) -> list[str]:
 
 
 def compare_rewards(
-    expected: Sequence[float], found: Sequence[float], limit: float
+    expected: Sequence[float], found: Sequence[float], limit: float, spread: float | None = None
 ) -> dict[str, Any]:
-    """Return the figures of two lists of scores, pair by pair, and the verdict."""
-    spread = statistics.pstdev(expected) or 1.0
+    """Return the figures of two lists of scores, pair by pair, and the verdict.
+
+    Args:
+        spread: The standard deviation of all scores, if `expected` is a part of them.
+    """
+    spread = spread or _spread(expected)
     largest = max(abs(a - b) for a, b in zip(expected, found, strict=True))
     return {
         "num_pairs": len(expected) // 2,
@@ -134,6 +165,10 @@ def compare_rewards(
         "limit": limit,
         "verdict": "PASS" if largest / spread <= limit else "FAIL",
     }
+
+
+def _spread(scores: Sequence[float]) -> float:
+    return statistics.pstdev(scores) or 1.0
 
 
 def _read_scores(preferences: Artifact) -> tuple[list[float], list[list[int]]]:

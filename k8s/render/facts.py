@@ -44,6 +44,9 @@ class Facts:
     """The list of `k8s.adapters`: by name `adapter` and `reference`, the folders in the server's
     container, and `digest`, the adapter's."""
 
+    paths: tuple[str, ...] = ("/v1",)
+    """The prefixes of the paths that a gateway sends to the server."""
+
     @property
     def server(self) -> str:
         """Return the name of the server's Deployment and Service in the cluster."""

@@ -87,3 +87,12 @@ def find_route(path: str, routes: Mapping[str, Route]) -> tuple[str, Route] | No
             name = known
     route = routes.get(name)
     return None if route is None else (name, route)
+
+
+def open_paths(options: Collection[str]) -> list[str]:
+    """Return the paths outside `/v1` that these values of `serving.routes` open to every key."""
+    return [
+        path
+        for path, route in ROUTES.items()
+        if route.option in options and not route.needs_admin and not path.startswith("/v1/")
+    ]

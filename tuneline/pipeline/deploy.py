@@ -11,7 +11,7 @@ from typing import Any
 from k8s import Facts, LoadTestJob, read_capacity, render_manifests
 from k8s.config import ADAPTERS_DIR, HOST, MODEL_DIR, PORT
 from loadtest.longest import longest_s
-from serving import describe_adapter, plan_container
+from serving import describe_adapter, open_paths, plan_container
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.artifact_kinds import REPORT
 from tuneline.core.dataset import heldout_prompts
@@ -24,7 +24,7 @@ from tuneline.pipeline.plan import current, plan
 from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import serves_adapter
-from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED, REFERENCE
+from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED, PARITY_SERVED, REFERENCE
 from tuneline.pipeline.stage_inputs import drafter, served_files
 from tuneline.pipeline.stages import stage_names
 
@@ -53,7 +53,7 @@ def render_run(
         helm: Write a Helm chart in the place of the server's kustomization.
 
     Raises:
-        NotAnArtifactError: The model, its parity or the dataset is stale.
+        NotAnArtifactError: The model, its proof or the dataset is stale.
         VerdictError: The merged model is not the trained one, or has no release that passes.
         TamperedError: The model or its parity differs from its manifest.
         ConfigError: The section `k8s` lacks something, the manifests break a rule, or the run has
@@ -61,7 +61,9 @@ def render_run(
         ArtifactError: `out` exists and was not rendered, or was changed since.
     """
     _require_renderable(run)
-    dataset, model, parity = current(run, DATASET, MODEL, PARITY_MERGED)
+    scores = run.config.serving.pools
+    proof = PARITY_SERVED if scores else PARITY_MERGED
+    dataset, model, parity = current(run, DATASET, MODEL, proof)
     for artifact in (model, parity):
         verify_artifact(artifact)
     require_verdict(parity)
@@ -91,15 +93,21 @@ def render_run(
         signature=_signature(run, released),
         dtype=computed_dtype(run.config.serving.dtype, source),
         adapters=_desired_adapters(run),
+        paths=("/v1", *open_paths(run.config.serving.routes)),
     )
-    longest = math.ceil(longest_s(run.config.loadtest))
-    loadtest = LoadTestJob(
-        _job_config(run), heldout_prompts(dataset), deadline_s=max(3600, longest),
-        judge_deadline_s=PROOF_S + 2 * NUM_ROUNDS * longest,
-    )  # fmt: skip
+    # The load test sends prompts, and a model of scores answers none.
+    loadtest = None if scores else _loadtest_job(run, dataset)
     return render_manifests(
         facts, out, served_args=args, served_env=env, loadtest=loadtest, helm=helm
     )
+
+
+def _loadtest_job(run: Run, dataset: Artifact) -> LoadTestJob:
+    longest = math.ceil(longest_s(run.config.loadtest))
+    return LoadTestJob(
+        _job_config(run), heldout_prompts(dataset), deadline_s=max(3600, longest),
+        judge_deadline_s=PROOF_S + 2 * NUM_ROUNDS * longest,
+    )  # fmt: skip
 
 
 def _require_renderable(run: Run) -> None:
@@ -110,12 +118,13 @@ def _require_renderable(run: Run) -> None:
             f"{run.path}: serving.mode: adapter; the manifests run the merged model",
             hint="Try: --set serving.mode=merged",
         )
-    if serving.pools:
-        raise ConfigError(
-            f"{run.path}: serving.routes: {', '.join(serving.routes)}: the manifests' load test "
-            "and proofs ask for text, and this model gives scores",
-            hint=f"Serve it with: {run.command('serve')}",
-        )
+    for key in ("judge", "autoscaling") if serving.pools else ():
+        if getattr(run.config.k8s, key) is not None:
+            raise ConfigError(
+                f"{run.path}: k8s.{key}: needs a load test of text, and this model gives scores "
+                f"(serving.routes: {', '.join(serving.routes)})",
+                hint=f"Try: --set k8s.{key}=null",
+            )
     if serving.keys_file is not None and run.config.k8s.keys_secret_name is None:
         file, space = shlex.quote(str(run.resolve(serving.keys_file))), run.config.k8s.namespace
         raise ConfigError(
@@ -139,7 +148,7 @@ def _require_renderable(run: Run) -> None:
             hint=f"Try: --set serving.extra_args.{found[0]}=null",
         )
     workload = run.config.loadtest.workload
-    if workload.path is not None:
+    if workload.path is not None and not serving.pools:
         raise ConfigError(
             f"{run.path}: loadtest.workload.path: {workload.path}; the Job's ConfigMap holds the "
             "run's own prompts and no such file",
@@ -217,6 +226,8 @@ def _measured(run: Run, release: Release | None) -> tuple[dict[str, Any], str] |
     """
     config = run.config.k8s
     if config.autoscaling is None and config.monitoring_namespace is None:
+        return None
+    if run.config.serving.pools:
         return None
     report = _load_report(run, release)
     if report is None:

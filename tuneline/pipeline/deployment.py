@@ -16,17 +16,17 @@ from k8s import Cluster, Manifests, open_tunnel, read_manifests, read_server_key
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import Endpoint, read_key
-from tuneline.core.errors import ArtifactError, ServerError, VerdictError
+from tuneline.core.errors import ArtifactError, ConfigError, ServerError, VerdictError
 from tuneline.core.openai_client import openai_client
 from tuneline.core.progress import logger
-from tuneline.core.verdict import require_verdict
+from tuneline.core.verdict import Verdict, require_verdict
 from tuneline.models.source import computed_dtype
 from tuneline.pipeline.deploy import render_run
 from tuneline.pipeline.plan import current
 from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
-from tuneline.pipeline.server import model_source
-from tuneline.pipeline.stage import DATASET, MODEL, REFERENCE
+from tuneline.pipeline.server import model_source, served_formats
+from tuneline.pipeline.stage import DATASET, MODEL, PREFERENCES, REFERENCE
 
 NUM_PROMPTS = 32
 """Prompts of the reference that a smoke test sends: few enough for seconds, and enough that one
@@ -94,12 +94,14 @@ def _read_ready(url: str) -> dict[str, Any]:
 
 def prove_pod(run: Run, manifests: Manifests, key: str | None) -> Check:
     """Return a check that a server is the released one: the digest that it states, its names, and
-    its answers to prompts of the reference, by the openai client.
+    its answers to prompts of the reference, by the openai client. Of a reward model, the scores.
 
     Raises:
-        NotAnArtifactError: The reference is stale.
+        NotAnArtifactError: The reference, or the reward model's evaluation, is stale.
     """
-    model, reference = current(run, MODEL, REFERENCE)
+    scores = run.config.serving.pools
+    compare = _compare_scores if scores else _compare_answers
+    model, truth = current(run, MODEL, PREFERENCES if scores else REFERENCE)
     states_digest = require_digest(manifests.model_digest)
 
     def check(url: str) -> None:
@@ -110,9 +112,35 @@ def prove_pod(run: Run, manifests: Manifests, key: str | None) -> Check:
             names = [entry.id for entry in client.models.list()]
         if name not in names:
             raise ServerError(f"the server serves {', '.join(names)}; expected {name}")
-        _compare_answers(run, model, reference, endpoint)
+        compare(run, model, truth, endpoint)
 
     return check
+
+
+def _compare_scores(run: Run, model: Artifact, preferences: Artifact, endpoint: Endpoint) -> None:
+    """Compare scores of held-out answers with those of the trained reward model.
+
+    Raises:
+        VerdictError: They differ by more than the number format explains.
+    """
+    from serving import compare_served_rewards
+
+    serving = run.config.serving
+    found, _ = compare_served_rewards(
+        serving.parity,
+        preferences,
+        endpoint,
+        route=serving.score_route,
+        formats=served_formats(serving, model_source(model)),
+        num_answers=NUM_PROMPTS,
+    )
+    differ = f"{found['max_relative_difference']:.2g} standard deviations"
+    if found["verdict"] != Verdict.PASS:
+        raise VerdictError(
+            f"the scores of the server differ from the trained model's by {differ}; at most "
+            f"{found['limit']:g} is allowed"
+        )
+    logger.info("  %d scores are the trained model's, within %s", NUM_PROMPTS, differ)
 
 
 def _compare_answers(run: Run, model: Artifact, reference: Artifact, endpoint: Endpoint) -> None:
@@ -164,7 +192,13 @@ def compare_speeds(
 
     Raises:
         ArtifactError: `out` has reports already.
+        ConfigError: The model gives scores, which no load test asks for.
     """
+    if run.config.serving.pools:
+        raise ConfigError(
+            f"{run.path}: --compare asks for text, and this model gives scores; expected a canary "
+            "without --compare"
+        )
     from loadtest import compare_endpoints
     from tuneline.core.dataset import heldout_prompts
     from tuneline.pipeline.stages import loadtest_config

@@ -13,7 +13,7 @@ from tuneline.core.environment import hardware_facts
 from tuneline.core.errors import ConfigError
 from tuneline.core.reference import reference_date
 from tuneline.models.companion_files import chat_template
-from tuneline.models.source import ModelSource
+from tuneline.models.source import ModelSource, computed_dtype
 from tuneline.models.template import with_date
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.stage import ADAPTER, MODEL, REFERENCE, Made
@@ -153,3 +153,8 @@ class LazyServer:
         path.write_text(dated, encoding="utf-8")
         extra_args = {**config.extra_args, "chat_template": str(path.resolve())}
         return config.model_copy(update={"extra_args": extra_args})
+
+
+def served_formats(serving: ServingConfig, model: ModelSource) -> list[str]:
+    """Return the number formats of a model's weights and of its server's arithmetic."""
+    return sorted({computed_dtype("auto", model), computed_dtype(serving.dtype, model)})

@@ -28,6 +28,7 @@ from tuneline.pipeline.server import (
     model_source,
     require_served_weights,
     served,
+    served_formats,
     served_stage,
     serves_adapter,
     serving_config,
@@ -169,11 +170,9 @@ def _rewards_served(line: Line, made: Made, out: Path) -> Artifact:
 
     serving = line.run.config.serving
     what = served(line.run, line.base, made)
-    formats = {computed_dtype("auto", what.model), computed_dtype(serving.dtype, what.model)}
     return prove_rewards(
         serving.parity, made[PREFERENCES], line.endpoint(made), out,
-        route="pooling" if "pooling" in serving.routes else "classify", formats=sorted(formats),
-        inputs=what.inputs,
+        route=serving.score_route, formats=served_formats(serving, what.model), inputs=what.inputs,
     )  # fmt: skip
 
 

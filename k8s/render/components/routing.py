@@ -21,7 +21,7 @@ def fill_gateway(files: Files, facts: Facts) -> None:
 
 
 def fill_route(files: Files, facts: Facts) -> None:
-    """Put the gateway, its host names and the canary's share into the route."""
+    """Put the gateway, its host names, the paths and the canary's share into the route."""
     gateway = facts.config.gateway
     assert gateway is not None  # noqa: S101 (the row is wanted only with it)
     spec = files["route.yaml"]["spec"]
@@ -29,6 +29,7 @@ def fill_route(files: Files, facts: Facts) -> None:
     if gateway.hostnames:
         spec["hostnames"] = list(gateway.hostnames)
     (rule,) = spec["rules"]
+    rule["matches"] = [{"path": {"type": "PathPrefix", "value": path}} for path in facts.paths]
     share = gateway.canary.weight if gateway.canary else 0
     rule["backendRefs"] = [_backend(facts, facts.name, 100 - share)]
     if gateway.canary is not None:

@@ -180,6 +180,23 @@ def write_line(
     return FinishedLine(run)
 
 
+REWARD: dict[str, Any] = {
+    "training": {"method": {"type": "reward"}},
+    "serving": {"routes": ["pooling"]},
+    "evaluation": {},
+}
+
+
+def reward_line(
+    folder: Path, answers: Answers = Answers(), **config: dict[str, Any]
+) -> FinishedLine:
+    """Write the line of a reward model whose scores are served."""
+    folder.mkdir(exist_ok=True)
+    for name in ("train.jsonl", "heldout.jsonl"):
+        shutil.copy(EXAMPLE.parent / "preferences" / name, folder)
+    return write_line(folder, answers, {**REWARD, **config})
+
+
 def _write(
     stage: Stage, run: Run, base: ModelSource, made: Made, answers: Answers, out: Path
 ) -> Artifact:
@@ -318,7 +335,9 @@ def _parity(draft: Draft, stage: Stage, _run: Run, _made: Made, answers: Answers
 
 
 def _preferences(draft: Draft, *_: Any) -> None:
-    rows = [{"line": n, "rewards": [2.0, 1.0 - n], "token_ids": [[1], [2]]} for n in range(40)]
+    rows = [
+        {"line": n, "rewards": [2.0, 1.0 - n], "token_ids": [[1, n], [2, n]]} for n in range(40)
+    ]
     figures = preference_figures([(2.0, 1.0 - n) for n in range(40)])
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (draft.dir / "preferences.jsonl").write_text(lines)

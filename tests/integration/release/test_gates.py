@@ -10,10 +10,10 @@ import pytest
 from loadtest.config import SLO
 from tests.integration.release.line import (
     CONFIG,
-    EXAMPLE,
     Answers,
     FinishedLine,
     forgetting_files,
+    reward_line,
     rewrite,
     write_line,
 )
@@ -209,20 +209,6 @@ def test_a_drop_that_the_metric_cannot_have_is_not_ruled_out(limit: float, words
     assert compared is not None
     assert compared.rules_out(limit) is not bool(words)
     assert words in compared.inconclusive(limit)
-
-
-REWARD = {
-    "training": {"method": {"type": "reward"}},
-    "serving": {"routes": ["pooling"]},
-    "evaluation": {},
-}
-
-
-def reward_line(folder: Path, answers: Answers) -> FinishedLine:
-    folder.mkdir(exist_ok=True)
-    for name in ("train.jsonl", "heldout.jsonl"):
-        shutil.copy(EXAMPLE.parent / "preferences" / name, folder)
-    return write_line(folder, answers, REWARD)
 
 
 def test_a_reward_model_is_released_for_its_scores(tmp_path: Path) -> None:

@@ -21,10 +21,18 @@ def test_a_run_that_serves_an_adapter_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_serves_scores_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "needs_text",
+    ["judge={stable: first}", "autoscaling={by: hpa, max_replicas: 2}"],
+)
+def test_what_needs_a_load_test_of_text_is_refused_for_scores(
+    tmp_path: Path, needs_text: str
+) -> None:
     overrides = ["training.method={type: reward}", "serving.routes=[pooling]"]
-    run = load_run(RUN, overrides, runs_dir=tmp_path)
-    with pytest.raises(ConfigError, match="proofs ask for text, and this model gives scores"):
+    more = ["k8s.monitoring_namespace=monitoring", "k8s.results_claim=results",
+            "k8s.loadtest_image=registry.example.com/loadtest:1"]  # fmt: skip
+    run = load_run(RUN, [*overrides, *more, f"k8s.{needs_text}"], runs_dir=tmp_path)
+    with pytest.raises(ConfigError, match="load test of text, and this model gives scores"):
         render_run(run, tmp_path / "out")
 
 

@@ -23,7 +23,7 @@ class ModelServer:
     Attributes:
         digest: The model's digest that the server states.
         name: The run's name.
-        noise: Nats by which its log-probabilities differ from the reference's.
+        noise: Nats by which its log-probabilities, or its scores of better answers, differ.
     """
 
     digest: str
@@ -80,7 +80,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server_model.paths.append(self.path)
-        if self._is_known():
+        if self._is_known() and self.path == "/pooling":
+            # The scores of the line of a reward model: 2 for the better answer, 1 - n for another.
+            ((which, number),) = body["input"]
+            score = 2.0 + self.server_model.noise if which == 1 else 1.0 - number
+            self._send(200, {"data": [{"data": [score]}]})
+        elif self._is_known():
             found = self.server_model.find(body["messages"])
             self._send(200, completion(found, body["model"]))
 
