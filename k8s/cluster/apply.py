@@ -33,6 +33,7 @@ from k8s.cluster.revisions import (
     without_server_fields,
 )
 from k8s.cluster.rollout import rollout_limit_s, wait_for_rollout
+from k8s.cluster.routes import warn_of_route
 from k8s.cluster.shares import keep_shares, kept_words
 from k8s.render.facts import server_name
 from k8s.rules.objects import DIGEST_LABEL, ref
@@ -139,7 +140,10 @@ def apply_manifests(
     before = record.current_objects()
     revision = _begin(cluster, plan, limit_s)
     _roll_out(cluster, plan, before, revision, check, limit_s, force_conflicts)
-    return _finish(cluster, plan, revision)
+    done = _finish(cluster, plan, revision)
+    if any(item["kind"] == "HTTPRoute" for item in plan.objects):
+        warn_of_route(cluster, plan.server)
+    return done
 
 
 def _roll_out(

@@ -11,6 +11,7 @@ from k8s.cluster.manifests import Manifests
 from k8s.cluster.pods import PATIENCE_S, is_ready
 from k8s.cluster.revisions import read_record, without_server_fields
 from k8s.cluster.rollout import Rollout, read_rollout
+from k8s.cluster.routes import require_accepted
 from k8s.cluster.shares import ROUTES, give_share, read_weights
 from k8s.render.facts import server_name
 from k8s.render.kustomize import INSTANCE_LABEL
@@ -118,7 +119,8 @@ def shift_route(
         The weights that held.
 
     Raises:
-        TunelineError: A check failed; the canary's weight is 0 again, or the message says why not.
+        TunelineError: A check failed, or the gateway does not take the weight; the canary's weight
+            is 0 again, or the message says why not.
         ServerError: Somebody else changed the weight.
     """
     held: list[int] = []
@@ -129,6 +131,7 @@ def shift_route(
     try:
         for step in [*(one for one in STEPS if now < one < weight), weight]:
             set_weight(cluster, stable, canary, step)
+            require_accepted(cluster, server_name(stable))
             logger.info("canary %s: weight %d, for %g s", canary, step, hold_s)
             _hold(cluster, canary, hold_s, known)
             check(step)

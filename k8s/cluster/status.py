@@ -13,6 +13,7 @@ from k8s.cluster.pods import find_trouble, is_ready
 from k8s.cluster.refusals import missing_right
 from k8s.cluster.revisions import History, is_under_way, read_record
 from k8s.cluster.rollout import Rollout, read_rollout
+from k8s.cluster.routes import read_problem
 from k8s.cluster.shares import read_weights
 from k8s.render.facts import server_name
 from k8s.rules.objects import DIGEST_LABEL
@@ -70,6 +71,8 @@ class ClusterState(StrictModel):
     scaling: list[Scaling] = Field(default=[])
     weights: dict[str, int] = Field(default={})
     """Of the run's route, by Service or pool."""
+    route_problem: str = ""
+    """Why no request comes by the route; empty if each gateway accepts it."""
     history: History | None = None
     events: list[str] = Field(default=[])
     missing_rights: list[str] = Field(default=[])
@@ -96,7 +99,8 @@ class ClusterState(StrictModel):
             lines.append(f"  autoscaler {one.name}: {sizes} {one.max_replicas} {one.why}".rstrip())
         if self.weights:
             shares = ", ".join(f"{name} {weight}" for name, weight in self.weights.items())
-            lines.append(f"  route: {shares}")
+            problem = f"; {self.route_problem}" if self.route_problem else ""
+            lines.append(f"  route: {shares}{problem}")
         events = [f"  event: {text}" for text in self.events]
         return [*lines, *self._history_lines(), *events, *self._right_lines()]
 
@@ -151,6 +155,7 @@ def read_state(cluster: Cluster, run: str, local_release: str | None) -> Cluster
     newest = {pod["metadata"]["name"] for pod in rollout.newest_pods()}
     scaling = _read(lambda: _scaling(cluster, server), missing) or []
     weights = _read(lambda: read_weights(cluster, server), missing) or {}
+    problem = _read(lambda: read_problem(cluster, server), missing) if weights else None
     events = _read(lambda: _events(cluster, run), missing) or []
     return ClusterState(
         **where,
@@ -164,6 +169,7 @@ def read_state(cluster: Cluster, run: str, local_release: str | None) -> Cluster
         pods=[_pod_state(pod, newest) for pod in rollout.pods],
         scaling=scaling,
         weights=weights,
+        route_problem=problem or "",
         history=history if history and history.revisions else None,
         events=events,
         missing_rights=missing,

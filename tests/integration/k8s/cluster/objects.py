@@ -55,6 +55,7 @@ class Store:
         faults: For a text in the JSON of a pod's template, the name of the fault of its pods.
         ready_s: Seconds from a pod's making until it is ready.
         logs: The log of every container.
+        route_refusal: Why the gateway does not accept a route; empty if it does.
         num_stale: So many looks at a changed Deployment show the status of before the change: its
             controller has not seen it yet.
     """
@@ -65,6 +66,7 @@ class Store:
     logs: str = "loading\nRuntimeError: no kernel image\n"
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     owners: dict[tuple[str, str], dict[str, set[Path]]] = field(default_factory=dict)
+    route_refusal: str = ""
     num_stale: int = 0
     stale: dict[str, list[Object]] = field(default_factory=dict)
     """For each Deployment, how it looks to the next readers of the list."""
@@ -115,6 +117,8 @@ class Store:
             owners[manager] = set(leaves)
             self.objects[key], self.owners[key] = new, owners
             self.applied.append(f"{new['kind']}/{name}")
+            if resource == "httproutes":
+                new["status"] = {"parents": [self._accepted(new)]}
             if resource == "deployments":
                 if (
                     live is not None
@@ -202,6 +206,15 @@ class Store:
         if wanted["kind"] == "Service":
             made["spec"] = {"clusterIP": "10.0.0.7", "sessionAffinity": "None"}
         return made
+
+    def _accepted(self, route: Object) -> Object:
+        """Return the status of a route that the controller of its gateway writes."""
+        why = self.route_refusal
+        accepted = {
+            "type": "Accepted", "status": "False" if why else "True", "reason": why or "Accepted",
+            "message": "", "observedGeneration": route["metadata"]["generation"],
+        }  # fmt: skip
+        return {"parentRef": route["spec"]["parentRefs"][0], "conditions": [accepted]}
 
     def _roll_out(self, deployment: Object) -> None:
         """Make the pods of a Deployment's template; an earlier template keeps its ReplicaSet."""

@@ -40,6 +40,23 @@ def test_a_canary_gets_its_share_step_by_step(
     assert weights(cluster) == {SERVER: 100}
 
 
+def test_a_canary_behind_a_gateway_that_refuses_its_route_proves_nothing(
+    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A listener lets routes of its own namespace in by default, and a weight changes nothing."""
+    monkeypatch.setattr("k8s.cluster.routes.ACCEPT_S", 0.0)
+    serve(canary.digest, pods="next-", name="next")
+    cluster.store.route_refusal = "NotAllowedByListeners"
+    done = canary.deploy("canary", "--weight", "5", "--hold", "0", "--yes")
+    assert done.returncode == 5, done.stderr
+    assert "gateway public: NotAllowedByListeners" in done.stderr
+    assert "(no weight had held)" in done.stderr
+    assert "kubernetes.io/metadata.name: tuneline" in done.stderr
+    assert weights(cluster) == {SERVER: 100}
+    assert "NotAllowedByListeners" in deployed.deploy("status").stdout
+
+
 def test_the_share_of_a_canary_outlives_an_apply_of_the_stable_run(
     cluster: ApiServer, deployed: Released, canary: Released, serve: Serve,
     monkeypatch: pytest.MonkeyPatch,
