@@ -51,9 +51,13 @@ def test_more_trials_narrow_the_interval() -> None:
 
 
 def test_pairs_are_counted_by_who_is_right() -> None:
-    first = [True, True, False, False, True]
-    second = [True, False, True, False, False]
-    assert count_pairs(first, second) == PairedCounts(1, 2, 1, 1)
+    first = [True] * 6 + [False] * 4
+    second = [True] * 3 + [False] * 3 + [True] * 2 + [False] * 2
+    second[3] = True
+    assert count_pairs(first, second) == PairedCounts(4, 2, 2, 2)
+    assert count_pairs([True] * 3, [False] * 3) == PairedCounts(0, 3, 0, 0)
+    assert count_pairs([False] * 3, [True] * 3) == PairedCounts(0, 0, 3, 0)
+    assert count_pairs([False] * 3, [False] * 3) == PairedCounts(0, 0, 0, 3)
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         count_pairs([True], [])
 
@@ -91,6 +95,26 @@ def test_paired_interval_equals_published_values(
     counts: PairedCounts, interval: tuple[float, float]
 ) -> None:
     assert paired_share_interval(counts) == pytest.approx(interval, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "half_width"),
+    [
+        # Both are right on half of the rows, so that each half of Wilson's interval is m, and the
+        # paired interval has the half m * sqrt(2 - 2 * phi). Twenty rows: m = 0.20071, and
+        # phi = (10 * 10 - 20 / 2) / 100 = 0.9.
+        (PairedCounts(10, 0, 0, 10), 0.0898),
+        # Ten rows: m = 0.26341, and 3 * 3 - 2 * 2 is no more than 10 / 2, so that phi is 0.
+        (PairedCounts(3, 2, 2, 3), 0.3725),
+        # Two rows: m = 0.40547, and 1 * 1 is no more than 2 / 2.
+        (PairedCounts(1, 0, 0, 1), 0.5734),
+    ],
+)
+def test_pairs_that_go_together_narrow_the_interval(
+    counts: PairedCounts, half_width: float
+) -> None:
+    expected = (-half_width, half_width)
+    assert paired_share_interval(counts) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("counts", [PairedCounts(20, 0, 0, 0), PairedCounts(0, 0, 0, 20)])
@@ -148,6 +172,8 @@ def test_a_bootstrap_interval_is_the_same_each_time() -> None:
         ([1.0] * 6, (0.6097, 1.0)),  # Wilson's: 6 / (6 + z²)
         ([0.0] * 40, (0.0, 0.0876)),  # z² / (40 + z²)
         ([0.5] * 6, (0.5, 0.5)),
+        # Wilson's for 3 of 6: 1/2 - z / (2 * sqrt(6 + z²)).
+        ([1.0, 0.0] * 3, (0.1876, 0.8124)),
     ],
 )
 def test_a_mean_of_right_and_wrong_answers_has_a_width_at_the_ends(

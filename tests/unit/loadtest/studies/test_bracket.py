@@ -91,13 +91,21 @@ def whole(
 
 
 @pytest.mark.parametrize("highest", [1, 2, 3, 5, 6, 7, 15, 16, 17, 100, 999])
-@pytest.mark.parametrize("start", [1, 4])
+@pytest.mark.parametrize("start", [1, 4, 7])
 def test_streams_are_whole_numbers_and_end_next_to_each_other(highest: int, start: int) -> None:
     tried, best, failing = whole(highest, start=start, precision=0.001)
     assert all(value == round(value) >= 1 for value in tried)
     assert best is not None and failing is not None
     assert (best, failing) == (highest, highest + 1)
-    assert best <= highest < failing
+    assert len({*tried}) == len(tried)
+
+
+def test_a_search_without_a_precision_ends() -> None:
+    rates, best, failing = tried(5.0, precision=0.0)
+    # 1, 2, 4 and 8, and 16 bisections between the last two.
+    assert len(rates) == 4 + 16
+    assert best is not None and failing is not None
+    assert 0 < failing / best - 1 < 2e-5
 
 
 def test_one_stream_is_the_least() -> None:
