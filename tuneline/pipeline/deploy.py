@@ -27,6 +27,7 @@ from tuneline.pipeline.server import serves_adapter
 from tuneline.pipeline.stage import DATASET, MODEL, PARITY_MERGED, PARITY_SERVED, REFERENCE
 from tuneline.pipeline.stage_inputs import drafter, served_files
 from tuneline.pipeline.stages import stage_names
+from tuneline.release import check_agreement
 
 PROOF_S = 1800
 """The time of a proof of answers, and of the pod's start."""
@@ -55,7 +56,8 @@ def render_run(
     Raises:
         NotAnArtifactError: The model, its proof or the dataset is stale.
         VerdictError: The merged model is not the trained one, or has no release that passes.
-        TamperedError: The model or its parity differs from its manifest.
+        TamperedError: The model or its proof differs from its manifest, or the files of the release
+            contradict one another.
         ConfigError: The section `k8s` lacks something, the manifests break a rule, or the run has
             named keys and no Secret for them.
         ArtifactError: `out` exists and was not rendered, or was changed since.
@@ -74,6 +76,7 @@ def render_run(
         released, release = find_release(
             run.dir, run.command("release"), model.digest, own, release_dir
         )
+        check_agreement(released, release)
     source = ModelSource(run.config.name, model.path, model.digest, model.kind)
     if run.config.k8s.judge is not None:
         _require_judgeable(run, source)

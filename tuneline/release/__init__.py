@@ -14,11 +14,12 @@ from tuneline.core.lazy import lazy_face
 if TYPE_CHECKING:
     from tuneline.release.make import make_release, require_released
     from tuneline.release.sign import Signer, Trust, check_signature
-    from tuneline.release.verify import verify_release
+    from tuneline.release.verify import check_agreement, verify_release
 
 __all__ = [
     "Signer",
     "Trust",
+    "check_agreement",
     "check_signature",
     "make_release",
     "require_released",
@@ -30,6 +31,7 @@ __getattr__ = lazy_face(
     {
         "Signer": "tuneline.release.sign:Signer",
         "Trust": "tuneline.release.sign:Trust",
+        "check_agreement": "tuneline.release.verify:check_agreement",
         "check_signature": "tuneline.release.sign:check_signature",
         "make_release": "tuneline.release.make:make_release",
         "require_released": "tuneline.release.make:require_released",

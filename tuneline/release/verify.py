@@ -92,7 +92,7 @@ def verify_release(
     release = read_release(path)
     if base is not None and release.model.form != "adapter":
         raise ConfigError("--base: has no meaning for a merged model, which has the base in it")
-    _check_agreement(artifact, release)
+    check_agreement(artifact, release)
     num_links = _check_links(path.absolute().parent, release)
     copy = model or _neighbour(path, release)
     if copy is not None:
@@ -153,7 +153,7 @@ def _signature_checks(trust: Trust | None, copy: Path | None) -> list[Check]:
     ]
 
 
-def _check_agreement(artifact: Artifact, release: Release) -> None:
+def check_agreement(artifact: Artifact, release: Release) -> None:
     """Check that the files of a release say the same, and that the chain closes."""
     problems = []
     statement = _read_json(artifact.path / STATEMENT_FILE)

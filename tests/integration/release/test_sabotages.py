@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import tuneline_here
 from tests.integration.release.line import (
     NUM_HELDOUT,
     Answers,
     FinishedLine,
+    rewrite,
     write_line,
 )
 from tuneline.core.artifact import new_artifact, open_artifact
@@ -193,6 +195,22 @@ def test_a_report_of_another_artifact_is_refused(
     assert "which is not of this line" in done.stderr
     failed = {found.name for found in line.judged().failed()}
     assert failed == {"chain", gate}
+
+
+def test_a_forged_verdict_is_not_deployed(tmp_path: Path) -> None:
+    """A release that fails is rewritten to PASS, with a manifest that fits."""
+    image = "registry.example.com/tuneline-server:1"
+    k8s = {"k8s": {"overlay": "cpu", "image": image, "model_claim": "models"}}
+    line = write_line(tmp_path, Answers(parity_noise=0.5), k8s)
+    words = ("deploy", "render", str(line.run.path), "--runs-dir", str(line.run.dir.parent))
+    assert line.release().returncode == 6
+    (release,) = line.run.dir.glob("release-*")
+    rewrite(release, "release.json", lambda text: text.replace("failed", "passed"))
+    rewrite(release, "release.json", lambda text: text.replace('"FAIL"', '"PASS"'))
+    done = tuneline_here(*words, "--out", str(tmp_path / "tree"))
+    assert done.returncode == 3, done.stdout
+    assert "statement.json: is about another release than release.json" in done.stderr
+    assert not (tmp_path / "tree").exists()
 
 
 def test_leaked_heldout_rows_are_refused(tmp_path: Path) -> None:
