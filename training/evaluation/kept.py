@@ -112,11 +112,20 @@ def ask_rest(
 
 
 def ask_model(
-    answerer: Answerer, questions: Sequence[Question], max_new_tokens: int, kept: Kept
+    answerer: Answerer,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    kept: Kept,
+    *,
+    repeat: int = 0,
 ) -> list[Reply]:
-    """Return a model's answers, and ask only for those that are not kept."""
+    """Return a model's answers, and ask only for those that are not kept.
+
+    Answers to a question that is asked again have their own keys: `repeat` counts them from 1.
+    """
+    again = [repeat] if repeat else []
     keys = [
-        canonical_digest([answerer.identity, q.messages, q.tools, max_new_tokens])
+        canonical_digest([answerer.identity, q.messages, q.tools, max_new_tokens, *again])
         for q in questions
     ]
 

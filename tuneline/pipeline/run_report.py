@@ -108,6 +108,20 @@ def forgetting_lines(metrics: dict[str, Any]) -> list[str]:
             f"  {name:14} {skill['base']:6.1%} → {skill['tuned']:6.1%}  "
             f"(95 %: {100 * low:+.1f} to {100 * high:+.1f} points)  {skill['verdict']}"
         )
+    if repeats := metrics.get("repeats"):
+        base, tuned = repeats["base"], repeats["tuned"]
+        lines.append(
+            f"  {base['num_asked']} items differ. Asked again, {base['num_changed']} answers of "
+            f"the base and {tuned['num_changed']} of the tuned model pass or fail otherwise; these "
+            "items count as equal."
+        )
+    for who, num_cut in metrics.get("num_cut", {}).items():
+        if 2 * num_cut > metrics["num_asked"]:
+            lines.append(
+                f"  {num_cut} of {metrics['num_asked']} answers of the {who} model are cut off. If "
+                "it thinks before it answers, try data.chat_template_kwargs: "
+                "{enable_thinking: false}."
+            )
     return lines + [f"  {problem}" for problem in metrics["problems"]]
 
 

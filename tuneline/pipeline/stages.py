@@ -331,7 +331,7 @@ def _forgetting_stage(config: RunConfig) -> list[Stage]:
         Stage(
             FORGETTING, "Ask the forgetting suite", "evaluation", "forgetting", (),
             (DATASET, ADAPTER),
-            _forgetting, inputs=forgetting_inputs, version=3,
+            _forgetting, inputs=forgetting_inputs, version=4,
         )
     ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from tests.commands import tuneline_here
 from training import dataset_rows, prepare_dataset, suite_input
 from training.evaluation.forgetting.answers import answers_text
 from training.evaluation.forgetting.items import suite_items
-from training.evaluation.forgetting.judging import judge_forgetting
+from training.evaluation.forgetting.judging import differing, judge_forgetting
 from training.evaluation.prediction import Prediction, predict
 from training.evaluation.preferences import preference_figures
 from training.evaluation.report.comparison import compare_predictions
@@ -305,9 +305,12 @@ def forgetting_files(lost_skill: str | None, *, has_skills: bool = True) -> dict
         ]
         for who, passed in (("base", base), ("tuned", tuned))
     }
+    places = differing(base, tuned)
+    again = {who: {i: found[i] for i in places} for who, found in replies.items()}
+    passed = {"base": dict.fromkeys(places, True), "tuned": dict.fromkeys(places, False)}
     return {
-        "forgetting.json": judge_forgetting(items, base, tuned).model_dump_json(),
-        "answers.jsonl": answers_text(items, replies),
+        "forgetting.json": judge_forgetting(items, base, tuned, passed).model_dump_json(),
+        "answers.jsonl": answers_text(items, replies, again),
     }
 
 

@@ -5,30 +5,54 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from training.evaluation.answerer import Reply
 from training.evaluation.forgetting.items import Item, suite_items
-from training.evaluation.forgetting.judging import ForgettingReport, judge_forgetting
+from training.evaluation.forgetting.judging import (
+    ForgettingReport,
+    differing,
+    judge_forgetting,
+)
 from tuneline.core.errors import ArtifactError
 
 ANSWERS_FILE = "answers.jsonl"
 MODELS = ("base", "tuned")
 
 
-def answers_text(items: Sequence[Item], replies: Mapping[str, Sequence[Reply]]) -> str:
-    """Return the file of answers: for each item, the answer of each model and whether it passes."""
+def answers_text(
+    items: Sequence[Item],
+    replies: Mapping[str, Sequence[Reply]],
+    again: Mapping[str, Mapping[int, Reply]] = MappingProxyType({}),
+) -> str:
+    """Return the file of answers: for each item, the answer of each model and whether it passes.
+
+    An item that was asked again has the second answers under `again`.
+    """
     rows = []
     for index, item in enumerate(items):
-        answers = {
-            who: {
-                "answer": found[index].text,
-                "tool_calls": found[index].tool_calls,
-                "passed": item.passes(found[index]),
-            }
-            for who, found in replies.items()
-        }
-        rows.append({"id": item.id, "skill": item.skill, **answers})
+        row: dict[str, Any] = {"id": item.id, "skill": item.skill}
+        row |= {who: _as_json(item, found[index]) for who, found in replies.items()}
+        if repeated := {
+            who: _as_json(item, found[index]) for who, found in again.items() if index in found
+        }:
+            row["again"] = repeated
+        rows.append(row)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _as_json(item: Item, reply: Reply) -> dict[str, Any]:
+    return {
+        "answer": reply.text,
+        "tool_calls": reply.tool_calls,
+        "passed": item.passes(reply),
+        "finish_reason": reply.finish_reason,
+    }
+
+
+def _passes(item: Item, answer: Mapping[str, Any]) -> bool:
+    return item.passes(Reply(answer["answer"], "stop", tuple(answer["tool_calls"])))
 
 
 def rejudge_forgetting(folder: Path) -> ForgettingReport:
@@ -45,10 +69,12 @@ def rejudge_forgetting(folder: Path) -> ForgettingReport:
         rows = [json.loads(line) for line in lines]
         asked = [row["id"] for row in rows]
         passed = {
-            who: [
-                item.passes(Reply(row[who]["answer"], "stop", tuple(row[who]["tool_calls"])))
-                for item, row in zip(items, rows, strict=True)
-            ]
+            who: [_passes(item, row[who]) for item, row in zip(items, rows, strict=True)]
+            for who in MODELS
+        }
+        asked_again = [index for index, row in enumerate(rows) if "again" in row]
+        again = {
+            who: {index: _passes(items[index], rows[index]["again"][who]) for index in asked_again}
             for who in MODELS
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -57,4 +83,8 @@ def rejudge_forgetting(folder: Path) -> ForgettingReport:
         ) from None
     if asked != [item.id for item in items]:
         raise ArtifactError(f"{path}: its answers are not to the items of the forgetting suite")
-    return judge_forgetting(items, passed["base"], passed["tuned"])
+    if asked_again != differing(passed["base"], passed["tuned"]):
+        raise ArtifactError(
+            f"{path}: does not hold second answers to the items on which the models differ"
+        )
+    return judge_forgetting(items, passed["base"], passed["tuned"], again)

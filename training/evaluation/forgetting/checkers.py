@@ -23,6 +23,7 @@ _SENTENCE_END = re.compile(r"[.!?。！？]+[\"'”’」』)]*(?=\s|$)|[。！�
 _NUMBER = re.compile(r"(?<![A-Za-z^\d.])-?(?:\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
 _CALL = re.compile(r'<tool_call>|<function=|\[TOOL_CALLS\]|"arguments"\s*:')
 """Text of a tool call, also of one that is cut off or names an unknown tool."""
+_LATIN_WORD = re.compile(r"[A-Za-zÀ-ɏ]+")
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"})
 
 
@@ -134,15 +135,17 @@ def language(reply: Reply, *, code: str) -> bool:
 def language_of(text: str) -> str | None:
     """Return the language of a text by its script, and by its function words in Latin script.
 
-    Japanese needs kana, so that Chinese text is not taken for it. None is a text of another
+    Japanese needs kana, so that Chinese text is not taken for it. A Latin word in Korean or
+    Japanese text, such as the name of a product, counts as two letters. None is a text of another
     language, or one with too few function words.
     """
     letters = [character for character in text if character.isalpha()]
     scripts = Counter(unicodedata.name(letter, "?").split(" ")[0] for letter in letters)
+    num_letters = len(letters) - scripts["LATIN"] + 2 * len(_LATIN_WORD.findall(text))
     for code, names in (("ko", ("HANGUL",)), ("ja", ("HIRAGANA", "KATAKANA"))):
         own = sum(scripts[name] for name in names)
         related = own + (scripts["CJK"] if code == "ja" and own else 0)
-        if own and related > 0.5 * len(letters):
+        if own and related > 0.5 * num_letters:
             return code
     found = re.findall(r"[^\W\d_]+", text.casefold())
     counts = {code: sum(word in known for word in found) for code, known in FUNCTION_WORDS.items()}

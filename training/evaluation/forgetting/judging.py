@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from training.evaluation.answerer import Reply
 from training.evaluation.forgetting.items import Item
@@ -43,6 +44,15 @@ class SkillResult(StrictModel):
     """INVALID if the base is not better than the constant answer: there is nothing to forget."""
 
 
+class Repeats(StrictModel):
+    """The noise of one model: how its answers fare when they are asked again."""
+
+    num_asked: int
+    """Items on which base and tuned model differ."""
+    num_changed: int
+    """Those of them whose second answer fares otherwise than the first."""
+
+
 class ForgettingReport(StrictModel):
     """The suite's result."""
 
@@ -57,12 +67,26 @@ class ForgettingReport(StrictModel):
     num_items: int
     """Items of the skills that the base has."""
     skills: dict[str, SkillResult]
+    repeats: dict[str, Repeats]
+    """By model, `base` and `tuned`; empty if nothing was asked again."""
+
+
+def differing(base: Sequence[bool], tuned: Sequence[bool]) -> list[int]:
+    """Return the items that exactly one model passes."""
+    pairs = enumerate(zip(base, tuned, strict=True))
+    return [index for index, (first, second) in pairs if first is not second]
 
 
 def judge_forgetting(
-    items: Sequence[Item], base: Sequence[bool], tuned: Sequence[bool]
+    items: Sequence[Item],
+    base: Sequence[bool],
+    tuned: Sequence[bool],
+    again: Mapping[str, Mapping[int, bool]] = MappingProxyType({}),
 ) -> ForgettingReport:
     """Return the report of two models that answered the same items.
+
+    A difference counts if it comes again: where a model's second answer fares otherwise than its
+    first, the tuned model's result is taken to be that of the base.
 
     FAIL: over all skills that the base has, or for one of them, the tuned model is worse by more
     than chance explains. PASS: no skill fails, and the interval excludes a drop over `MAX_DROP`.
@@ -72,7 +96,15 @@ def judge_forgetting(
         items: The items of the suite.
         base: Whether the base passed each item.
         tuned: Whether the tuned model passed each item.
+        again: For each model, whether it passed when it was asked again, by item.
     """
+    first_time = {"base": base, "tuned": tuned}
+    changed = {
+        who: [index for index, passed in found.items() if passed is not first_time[who][index]]
+        for who, found in again.items()
+    }
+    noisy = {index for found in changed.values() for index in found}
+    tuned = [base[i] if i in noisy else passed for i, passed in enumerate(tuned)]
     skills: dict[str, SkillResult] = {
         skill: _skill(
             [
@@ -113,6 +145,10 @@ def judge_forgetting(
         interval=interval,
         num_items=len(rows),
         skills=skills,
+        repeats={
+            who: Repeats(num_asked=len(found), num_changed=len(changed[who]))
+            for who, found in again.items()
+        },
     )
 
 

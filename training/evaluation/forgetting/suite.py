@@ -10,10 +10,10 @@ from pathlib import Path
 from training.config import EvaluationConfig
 from training.evaluation.answerer import Answerer, Reply
 from training.evaluation.evaluate import PAGE_FILE
-from training.evaluation.forgetting.answers import ANSWERS_FILE, answers_text
+from training.evaluation.forgetting.answers import ANSWERS_FILE, MODELS, answers_text
 from training.evaluation.forgetting.items import Item, suite_input, suite_items
-from training.evaluation.forgetting.judging import judge_forgetting
-from training.evaluation.kept import Kept, ask_model, kept_answers
+from training.evaluation.forgetting.judging import differing, judge_forgetting
+from training.evaluation.kept import ask_model, kept_answers
 from training.evaluation.local import DEFAULT_SETTINGS, adapter_input
 from training.evaluation.prediction import Prediction
 from training.evaluation.report.page import mismatch_page
@@ -36,7 +36,8 @@ def measure_forgetting(
 ) -> Artifact:
     """Let both models answer the suite greedily, and judge which skills the tuned model lost.
 
-    Answers are greedy, so that a second run gives the same answers.
+    Items on which they differ are asked once more of both. The second time, other questions share a
+    batch, and a server has other requests: its rounding differs, and so may a greedy answer.
 
     Args:
         base: The model before fine-tuning.
@@ -62,24 +63,48 @@ def measure_forgetting(
     ):
         start_s = time.monotonic()
         items = suite_items()
-        # One model at a time is in memory. An endpoint may be down, so it is asked first.
-        tuned_replies = _replies(items, _answerer(base, tuned, batch_size, settings), kept)
-        replies = {
-            "base": _replies(items, _answerer(base, None, batch_size, settings), kept),
-            "tuned": tuned_replies,
-        }
+        models = {"base": None, "tuned": tuned}
+
+        def ask(who: str, asked: Sequence[Item], repeat: int = 0) -> list[Reply]:
+            # One model at a time is in memory.
+            answerer = _answerer(base, models[who], batch_size, settings)
+            questions = [item.question() for item in asked]
+            return ask_model(answerer, questions, MAX_NEW_TOKENS, kept, repeat=repeat)
+
+        # An endpoint may be down, so it is asked first.
+        tuned_replies = ask("tuned", items)
+        replies = {"base": ask("base", items), "tuned": tuned_replies}
         passed = {
             who: [item.passes(reply) for item, reply in zip(items, found, strict=True)]
             for who, found in replies.items()
         }
-        report = judge_forgetting(items, passed["base"], passed["tuned"])
+        places = differing(passed["base"], passed["tuned"])
+        repeated = [items[index] for index in places]
+        again = {
+            who: dict(zip(places, ask(who, repeated, 1) if places else [], strict=True))
+            for who in MODELS
+        }
+        report = judge_forgetting(
+            items,
+            passed["base"],
+            passed["tuned"],
+            {
+                who: {index: items[index].passes(reply) for index, reply in found.items()}
+                for who, found in again.items()
+            },
+        )
         text = report.model_dump_json(indent=2) + "\n"
         (draft.dir / REPORT_FILE).write_text(text, encoding="utf-8")
-        text = answers_text(items, replies)
+        text = answers_text(items, replies, again)
         (draft.dir / ANSWERS_FILE).write_text(text, encoding="utf-8")
         _write_page(draft.dir, items, replies, passed)
         if isinstance(tuned, Endpoint):
             draft.metrics["served_model"] = tuned.model
+        draft.metrics["num_asked"] = len(items)
+        draft.metrics["num_cut"] = {
+            who: sum(reply.finish_reason == "length" for reply in found)
+            for who, found in replies.items()
+        }
         draft.metrics.update(report.model_dump(mode="json"), wall_s=time.monotonic() - start_s)
     return open_artifact(out, kind="forgetting")
 
@@ -99,10 +124,6 @@ def _answerer(
     if isinstance(tuned, ModelSource):
         return local_answerer(tuned, None, batch_size=batch_size, settings=settings)
     return local_answerer(base, tuned, batch_size=batch_size, settings=settings)
-
-
-def _replies(items: Sequence[Item], answerer: Answerer, kept: Kept) -> list[Reply]:
-    return ask_model(answerer, [item.question() for item in items], MAX_NEW_TOKENS, kept)
 
 
 def _write_page(

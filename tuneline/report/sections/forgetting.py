@@ -57,5 +57,4 @@ def forgetting_section(facts: Facts) -> Section | None:
         blocks.insert(1, Listing(tuple(metrics["problems"])))
     axis = Axis("percentage points, left of the line is lost")
     blocks.append(Plots((row_plot("Tuned minus base by skill", drawn, axis, zero=True),)))
-    again = facts.again("evaluate") + " --forgetting"
-    return Section(FORGETTING, TITLE, tuple(blocks), facts.sources(FORGETTING), again)
+    return Section(FORGETTING, TITLE, tuple(blocks), facts.sources(FORGETTING), facts.up)
