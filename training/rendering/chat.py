@@ -12,6 +12,8 @@ from training.config.types import TrainOn
 from training.data.row import Row
 from training.rendering.turns import Turn, render_turn
 from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.messages import content_of
+from tuneline.core.progress import logger
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
@@ -83,7 +85,41 @@ def render_rows(
             "its stop token",
             hint=f"Set training.max_length: {longest}, or remove the rows.",
         )
+    _warn_of_lost_text(tokenizer, rows, rendered, file, train_on)
     return rendered
+
+
+def _warn_of_lost_text(
+    tokenizer: Any,
+    rows: Sequence[Row],
+    rendered: Sequence[Rendered],
+    file: str,
+    train_on: TrainOn,
+) -> None:
+    """Say that the chat template writes no text next to calls, as those of Llama 3 and Mistral."""
+    said = {row.line: text for row in rows if (text := _text_next_to_call(row, train_on))}
+    trained = dict.fromkeys(said, "")
+    for one in rendered if said else ():
+        if one.line in said:
+            for start, end in one.spans:
+                trained[one.line] += tokenizer.decode(one.input_ids[start:end])
+    lost = [line for line, text in said.items() if text not in trained[line]]
+    if lost:
+        logger.warning(
+            "  %s: line %d: the chat template leaves out the text next to a tool call, %r; %d rows "
+            "have such text, which is not trained",
+            file, lost[0], said[lost[0]][:60], len(lost),
+        )  # fmt: skip
+
+
+def _text_next_to_call(row: Row, train_on: TrainOn) -> str:
+    """Return the text of the last trained message that has text and calls; empty without one."""
+    messages = list(enumerate(row.messages))
+    for index, message in reversed(messages[-1:] if train_on == "last_turn" else messages):
+        text = content_of(message).strip()
+        if text and message.get("tool_calls") and index not in row.untrained:
+            return text
+    return ""
 
 
 def render_row(

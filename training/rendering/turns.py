@@ -7,6 +7,7 @@ there up to a stop token. A turn is trained on exactly these tokens.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -305,12 +306,21 @@ def _require_parts(
         return
     before = prompt_text(tokenizer, messages[:-1], tools)
     whole = conversation_text(tokenizer, messages, tools)
+    # A call names a tool that the prompt lists, so it is looked for after the prompt.
+    answered = whole[_num_common(before, whole) :]
     for key, part in parts:
-        # A call names a tool that the prompt lists, so it is looked for after the prompt.
-        if part not in (before if key == "tools" else whole[_num_common(before, whole) :]):
+        if part not in (before if key == "tools" else answered):
             raise ConfigError(
                 f"{where}: the chat template leaves out the row's {key}, {part!r}",
                 hint="Use a base model whose chat template writes tools, or remove such rows.",
+            )
+    for name, number in Counter(names["tool_calls"]).items():
+        # gpt-oss's template writes the first call of a message only.
+        if answered.count(name) < number:
+            raise ConfigError(
+                f"{where}: the chat template leaves out one of the row's tool_calls, {name!r}: the "
+                f"message has {number} of them",
+                hint="Give each call a message of its own, with its result after it.",
             )
     if reasoning and reasoning not in whole and not OPENED_BLOCK.search(before):
         raise ConfigError(

@@ -14,7 +14,7 @@ from tokenizers import AddedToken
 
 from tests.integration.training.tiny import make_tokenizer
 from training.data.row import Row
-from training.rendering.chat import render_row
+from training.rendering.chat import render_row, render_rows
 from training.rendering.show import show_row
 from tuneline.core.errors import ConfigError
 from tuneline.core.messages import Message
@@ -186,3 +186,34 @@ def test_a_template_without_tools_is_refused_by_name() -> None:
             tokenizer, _row("gemma3"), stop_ids=_stop_ids(tokenizer, "gemma3"), file="rows.jsonl"
         )
     assert "rows.jsonl: line 1" in str(caught.value) and caught.value.hint
+
+
+def _calling_row(content: str, *cities: str) -> Row:
+    calls = [
+        {"type": "function", "function": {"name": "look", "arguments": {"city": city}}}
+        for city in cities
+    ]
+    message = {"role": "assistant", "content": content, "tool_calls": calls}
+    return Row(({"role": "user", "content": "Weather?"},), (message,), tools=(TOOL,), line=1)
+
+
+def test_a_template_that_writes_one_call_of_two_is_refused() -> None:
+    tokenizer, row = _tokenizer("gptoss"), _calling_row("", "Oslo", "Rome")
+    with pytest.raises(
+        ConfigError, match="leaves out one of the row's tool_calls, 'look'"
+    ) as found:
+        render_row(tokenizer, row, stop_ids=_stop_ids(tokenizer, "gptoss"), file="rows.jsonl")
+    assert "rows.jsonl: line 1" in str(found.value) and "message of its own" in str(
+        found.value.hint
+    )
+
+
+@pytest.mark.parametrize(("name", "is_said"), [("mistral", True), ("qwen3", False)])
+def test_text_next_to_a_call_that_is_left_out_is_said(
+    name: str, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer, row = _tokenizer(name), _calling_row("Let me look.", "Oslo")
+    stop_ids = _stop_ids(tokenizer, name)
+    (found,) = render_rows(tokenizer, [row], stop_ids=stop_ids, max_length=999, file="rows.jsonl")
+    assert ("Let me look." in tokenizer.decode(found.input_ids)) is not is_said
+    assert ("leaves out the text next to a tool call, 'Let me look.'" in caplog.text) is is_said
