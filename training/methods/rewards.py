@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,8 @@ def _load(name: str) -> Callable[..., Any]:
 def _checked(name: str, function: Callable[..., Any]) -> Rewards:
     """Return a function that checks what the user's function answers.
 
-    TRL takes None and numbers that are not finite for "no reward", and goes on.
+    TRL takes None and numbers that are not finite for "no reward", and goes on. A function may be
+    `async`; an answer that is wrong in training, and not in the check before it, ends the run too.
     """
 
     @functools.wraps(function)
@@ -64,8 +67,14 @@ def _checked(name: str, function: Callable[..., Any]) -> Rewards:
         key = f"training.method.reward_funcs: {name}"
         try:
             found = function(completions=completions, **columns)
-        except Exception as error:
-            raise ConfigError(f"{key}: raised {type(error).__name__}: {error}") from error
+            if inspect.isawaitable(found):
+                found = asyncio.run(_awaited(found))
+        except (Exception, SystemExit) as error:
+            is_short = "unexpected keyword argument" in str(error)
+            raise ConfigError(
+                f"{key}: raised {type(error).__name__}: {error}",
+                hint="Try: def reward(completions, **columns)" if is_short else None,
+            ) from error
         try:
             values = list(found)
         except TypeError:
@@ -73,14 +82,15 @@ def _checked(name: str, function: Callable[..., Any]) -> Rewards:
                 f"{key}: returned {type(found).__name__}; expected a list of "
                 f"{len(completions)} numbers"
             ) from None
+        except (Exception, SystemExit) as error:  # a generator raises only here
+            raise ConfigError(f"{key}: raised {type(error).__name__}: {error}") from error
         if len(values) != len(completions):
             raise ConfigError(
                 f"{key}: returned {len(values)} rewards; expected {len(completions)}, one per "
                 "answer"
             )
         for index, value in enumerate(values):
-            is_number = isinstance(value, int | float) or hasattr(value, "__float__")
-            if not is_number or not math.isfinite(float(value)):
+            if not _is_finite(value):
                 raise ConfigError(
                     f"{key}: the reward of answer {index + 1} is {value!r}; expected a finite "
                     "number"
@@ -88,3 +98,17 @@ def _checked(name: str, function: Callable[..., Any]) -> Rewards:
         return [float(value) for value in values]
 
     return rewards
+
+
+async def _awaited(found: Awaitable[Any]) -> Any:
+    return await found
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a value is one finite number, of NumPy or torch too."""
+    if isinstance(value, str) or getattr(value, "ndim", False):
+        return False
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -226,12 +228,39 @@ def test_text_next_to_answers_is_checked_with_a_template_that_writes_the_date(
         ([float("nan"), 1], "answer 1 is nan"),
         ([1.0], "returned 1 rewards; expected 2"),
         (["1", 2], "answer 1 is '1'"),
+        ([10**400, 1], "answer 1 is 1000"),
+        (np.ones((2, 2)), r"answer 1 is array\(\[1., 1.\]\)"),
     ],
 )
-def test_a_reward_that_is_not_a_number_ends_the_run(found: list[Any], message: str) -> None:
+def test_a_reward_that_is_not_a_number_ends_the_run(found: Any, message: str) -> None:
     from training.methods.rewards import _checked
 
     rewards = _checked("r.py:f", lambda **_: [1, True, 2.5])
     assert rewards(completions=["a", "b", "c"]) == [1.0, 1.0, 2.5]
     with pytest.raises(ConfigError, match=message):
         _checked("r.py:f", lambda **_: found)(completions=["a", "b"])
+
+
+async def _later(completions: list[str], **_: Any) -> Any:
+    await asyncio.sleep(0)
+    return np.array([len(answer) for answer in completions], dtype=np.float32)
+
+
+def _bare(completions: list[str]) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def _ends(**_: Any) -> Any:
+    yield 1.0
+    raise SystemExit(3)
+
+
+def test_a_reward_may_be_async_and_may_not_end_the_process() -> None:
+    from training.methods.rewards import _checked
+
+    assert _checked("r.py:f", _later)(completions=["a", "bcd"]) == [1.0, 3.0]
+    with pytest.raises(ConfigError, match="SystemExit: 3"):
+        _checked("r.py:f", _ends)(completions=["a", "b"])
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'prompts'") as caught:
+        _checked("r.py:f", _bare)(completions=["a"], prompts=["b"])
+    assert caught.value.hint == "Try: def reward(completions, **columns)"
