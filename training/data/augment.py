@@ -7,11 +7,13 @@ rows that equal another row, or whose prompt is equal or similar to a held-out p
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +22,7 @@ from training.config.checks import ChecksConfig
 from training.data.checks.run import check_rows
 from training.data.checks.spool import Spool
 from training.data.convert import TARGETS, write_row
-from training.data.prepare import dataset_rows
+from training.data.prepare import num_dataset_rows, stream_dataset
 from training.data.problem import RowProblem
 from training.data.row import Row
 from training.data.shapes import SHAPES, read_shape
@@ -90,41 +92,43 @@ def augment_data(
     if out.exists():
         raise ConfigError(f"{out}: exists; expected a new file", hint="Give another --out.")
     partial = out.with_name(f".{out.name}.partial")
-    rows = dataset_rows(dataset, TRAIN_FILE, max_rows)
-    head = {"dataset": dataset.digest, "origin": origin}
-    made = list(_continued(partial, head))
-    left = rows[max(len(made) - 1, 0) :]
+    num_rows = min(max_rows, num_dataset_rows(dataset, TRAIN_FILE))
+    num_done = _continue(partial, {"dataset": dataset.digest, "origin": origin})
+
+    def left() -> Iterator[Row]:
+        return islice(stream_dataset(dataset, TRAIN_FILE), num_done, num_rows)
+
     if endpoint is not None:
-        _say_cost(left, endpoint, copies)
+        _say_cost(left(), endpoint, copies)
+    num_at_once = NUM_AT_ONCE if endpoint is not None else 1
     with (
         partial.open("a", encoding="utf-8") as file,
-        progress("making rows", len(rows), "rows") as advance,
+        progress("making rows", num_rows, "rows") as advance,
     ):
-        if not made:
-            file.write(json.dumps(head) + "\n")
-            made.append([])
-        for row, written in _written(write, left, NUM_AT_ONCE if endpoint is not None else 1):
+        written_rows = _written(write, left(), num_at_once)
+        for done, (row, written) in enumerate(written_rows, start=num_done + 1):
             told = {"origin": f"{origin} line {row.line}"}
             new = [
                 _columns(replace(one, fields={**row.fields, **one.fields, **told}))
                 for one in written
             ]
-            made.append(new)
             file.write(json.dumps(new, ensure_ascii=False) + "\n")
             file.flush()
-            advance(len(made) - 1)
-    counts = Augmented(num_originals=len(rows))
-    _write_checked(dataset, [one for new in made[1 : len(rows) + 1] for one in new], out, counts)
-    counts.num_unmade = max(copies * len(rows) - counts.num_made, 0)
+            advance(done)
+    counts = Augmented(num_originals=num_rows)
+    _write_checked(dataset, partial, out, counts)
+    counts.num_unmade = max(copies * num_rows - counts.num_made, 0)
     partial.unlink()
     return counts
 
 
-def _say_cost(rows: list[Row], endpoint: Endpoint, copies: int) -> None:
+def _say_cost(rows: Iterable[Row], endpoint: Endpoint, copies: int) -> None:
     """Log the requests before the first is sent."""
-    texts = [content_of(row.prompt[asked]) for row in rows if (asked := _asked(row)) is not None]
-    num_requests = copies * len(texts)
-    sent = copies * sum(map(len, texts)) + num_requests * len(REQUEST)
+    lengths = [
+        len(content_of(row.prompt[asked])) for row in rows if (asked := _asked(row)) is not None
+    ]
+    num_requests = copies * len(lengths)
+    sent = copies * sum(lengths) + num_requests * len(REQUEST)
     logger.info(
         "  %s: %s requests to %s with %s characters, and answers of about %s characters",
         endpoint.url, f"{num_requests:,}", endpoint.model, f"{sent:,}",
@@ -153,54 +157,57 @@ def _written(
         pool.shutdown(cancel_futures=True)
 
 
-def _continued(partial: Path, head: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
-    """Return an empty entry for the head, then the new rows of each original that is done."""
-    if not partial.exists():
-        return
-    text = partial.read_text(encoding="utf-8")
-    # The last line may be half-written.
-    whole = text[: text.rfind("\n") + 1]
-    if not whole:
-        partial.unlink()
-        return
-    first, *lines = whole.removesuffix("\n").split("\n")
-    if json.loads(first) != head:
-        raise ConfigError(
-            f"{partial}: belongs to another dataset or writer; expected that of this call",
-            hint=f"Try: rm {partial}",
-        )
-    if whole != text:
-        partial.write_text(whole, encoding="utf-8")
-    yield []
-    for line in lines:
-        yield json.loads(line)
+def _continue(partial: Path, head: dict[str, str]) -> int:
+    """Make the partial file ready for more lines; return the number of originals that are done."""
+    num_lines, size = 0, 0
+    if partial.exists():
+        with partial.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # half-written
+                if not num_lines and json.loads(line) != head:
+                    raise ConfigError(
+                        f"{partial}: belongs to another dataset or writer; expected that of this "
+                        "call",
+                        hint=f"Try: rm {partial}",
+                    )
+                num_lines, size = num_lines + 1, size + len(line)
+        os.truncate(partial, size)
+    if not num_lines:
+        partial.write_text(json.dumps(head) + "\n", encoding="utf-8")
+    return max(num_lines - 1, 0)
 
 
-def _write_checked(
-    dataset: Artifact, made: list[dict[str, Any]], out: Path, counts: Augmented
-) -> None:
-    """Write the new rows that are new and leak nothing."""
+def _made_rows(partial: Path, num_originals: int) -> Iterator[dict[str, Any]]:
+    """Return the new rows of the first originals."""
+    with partial.open(encoding="utf-8", newline="\n") as file:
+        for line in islice(file, 1, num_originals + 1):
+            yield from json.loads(line)
+
+
+def _write_checked(dataset: Artifact, partial: Path, out: Path, counts: Augmented) -> None:
+    """Write the new rows that are new and leak nothing. No more than one row is in memory."""
     actions = dict.fromkeys(ChecksConfig.model_fields, "ignore") | dict.fromkeys(KEPT_CHECKS, "fix")
     checks = ChecksConfig.model_validate({k: v for k, v in actions.items() if k != "length"})
-    partial = out.with_name(f".{out.name}.rows")
+    kept = out.with_name(f".{out.name}.rows")
     with TemporaryDirectory() as folder, Spool(Path(folder) / "rows.jsonl") as spool:
-        originals = dataset_rows(dataset, TRAIN_FILE)
-        spool.add(originals)
+        spool.add(stream_dataset(dataset, TRAIN_FILE))
+        first = len(spool)
+        made = _made_rows(partial, counts.num_originals)
         spool.add(_row(value, number) for number, value in enumerate(made, start=1))
-        spool.add(dataset_rows(dataset, HELDOUT_FILE), heldout=True)
+        counts.num_made = len(spool) - first
+        spool.add(stream_dataset(dataset, HELDOUT_FILE), heldout=True)
         checked = check_rows(spool, checks)
-        counts.num_made = len(made)
-        new = range(len(originals), len(originals) + len(made))
-        with partial.open("w", encoding="utf-8") as file:
-            for index in new:
-                if not checked.whole.dropped[index]:
-                    file.write(json.dumps(made[index - len(originals)], ensure_ascii=False) + "\n")
+        made = _made_rows(partial, counts.num_originals)
+        with kept.open("w", encoding="utf-8") as file:
+            for index, value in enumerate(made, start=first):
+                if reason := int(checked.whole.dropped[index]):
+                    name = checked.whole.reasons[reason - 1]
+                    counts.dropped[name] = counts.dropped.get(name, 0) + 1
+                else:
+                    file.write(json.dumps(value, ensure_ascii=False) + "\n")
                     counts.num_written += 1
-        reasons = [int(checked.whole.dropped[index]) for index in new]
-        for reason in filter(None, reasons):
-            name = checked.whole.reasons[reason - 1]
-            counts.dropped[name] = counts.dropped.get(name, 0) + 1
-    partial.replace(out)
+    kept.replace(out)
 
 
 def _columns(row: Row) -> dict[str, Any]:

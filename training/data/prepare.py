@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -117,20 +118,38 @@ def dataset_rows(
         num_rows: The most rows; by default all.
         drawn: Whether they are a random sample, the same at every call, and not the first rows.
     """
-    rows = []
-    # Only "\n" ends a line here: text may hold the other line ends that `splitlines` knows.
-    lines = (dataset.path / file).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    chosen = list(enumerate(lines, start=1))
-    if num_rows is not None and num_rows < len(chosen):
-        chosen = sorted(random.Random(0).sample(chosen, num_rows)) if drawn else chosen[:num_rows]
+    if num_rows is None or not drawn:
+        return list(islice(stream_dataset(dataset, file), num_rows))
+    total = num_dataset_rows(dataset, file)
+    chosen = random.Random(0).sample(range(1, total + 1), num_rows) if num_rows < total else None
+    return list(stream_dataset(dataset, file, None if chosen is None else set(chosen)))
+
+
+def num_dataset_rows(dataset: Artifact, file: str) -> int:
+    """Return the number of rows of `TRAIN_FILE` or `HELDOUT_FILE`."""
+    with (dataset.path / file).open("rb") as lines:
+        return sum(1 for _ in lines)
+
+
+def stream_dataset(
+    dataset: Artifact, file: str, chosen: Container[int] | None = None
+) -> Iterator[Row]:
+    """Return the rows of `TRAIN_FILE` or `HELDOUT_FILE` in order, one at a time.
+
+    Args:
+        chosen: The lines to return, counted from 1; by default all.
+    """
+    number = 1
     try:
-        for number, line in chosen:
-            rows.append(Row.from_json(json.loads(line), number, file))
+        # Only "\n" ends a line here: text may hold the other line ends that Python knows.
+        with (dataset.path / file).open(encoding="utf-8", newline="\n") as lines:
+            for number, line in enumerate(lines, start=1):
+                if chosen is None or number in chosen:
+                    yield Row.from_json(json.loads(line), number, file)
     except (ValueError, KeyError, AttributeError, TypeError):
         raise NotAnArtifactError(
             f"{dataset.path / file}: line {number}: expected prompt and completion messages"
         ) from None
-    return rows
 
 
 def _read(config: DataConfig, sources: Sequence[Source], counts: Counts) -> Iterator[Row]:

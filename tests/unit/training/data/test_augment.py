@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -73,6 +73,21 @@ def test_a_new_row_that_rewrites_a_held_out_prompt_is_dropped(
     assert counts.num_written == 2
 
 
+def test_rows_are_read_one_at_a_time(dataset: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    read = Row.from_json
+
+    def from_json(value: dict[str, Any], line: int, file: str) -> Row:
+        made.append(line)
+        return read(value, line, file)
+
+    monkeypatch.setattr(Row, "from_json", from_json)
+    assert len(dataset_rows(dataset, TRAIN_FILE, 2)) == 2
+    assert made == [1, 2]
+    drawn = dataset_rows(dataset, TRAIN_FILE, 3, drawn=True)
+    assert [row.line for row in drawn] == made[2:] == sorted(set(made[2:]))
+
+
 def test_an_interrupted_call_continues_with_the_same_result(
     dataset: Artifact, tmp_path: Path
 ) -> None:
@@ -90,6 +105,8 @@ def test_an_interrupted_call_continues_with_the_same_result(
             with pytest.raises(KeyboardInterrupt):
                 augment_data(dataset, stops, tmp_path / name, origin="o")
             assert not (tmp_path / name).exists()
+            with (tmp_path / f".{name}.partial").open("a") as partial:
+                partial.write('[{"prompt": "half')
             with pytest.raises(ConfigError, match="belongs to another dataset or writer"):
                 augment_data(dataset, stops, tmp_path / name, origin="other")
         augment_data(dataset, stops, tmp_path / name, origin="o")
