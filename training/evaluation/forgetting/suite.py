@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from training.config import EvaluationConfig
@@ -63,36 +63,23 @@ def measure_forgetting(
     ):
         start_s = time.monotonic()
         items = suite_items()
-        models = {"base": None, "tuned": tuned}
 
-        def ask(who: str, asked: Sequence[Item], repeat: int = 0) -> list[Reply]:
+        def ask(who: str, places: Sequence[int], repeat: int = 0) -> dict[int, Reply]:
             # One model at a time is in memory.
-            answerer = _answerer(base, models[who], batch_size, settings)
-            questions = [item.question() for item in asked]
-            return ask_model(answerer, questions, MAX_NEW_TOKENS, kept, repeat=repeat)
+            model = tuned if who == "tuned" else None
+            answerer = _answerer(base, model, batch_size, settings)
+            questions = [items[index].question() for index in places]
+            found = ask_model(answerer, questions, MAX_NEW_TOKENS, kept, repeat=repeat)
+            return dict(zip(places, found, strict=True))
 
         # An endpoint may be down, so it is asked first.
-        tuned_replies = ask("tuned", items)
-        replies = {"base": ask("base", items), "tuned": tuned_replies}
-        passed = {
-            who: [item.passes(reply) for item, reply in zip(items, found, strict=True)]
-            for who, found in replies.items()
-        }
+        first = {who: ask(who, range(len(items))) for who in reversed(MODELS)}
+        replies = {who: list(first[who].values()) for who in MODELS}
+        passed = {who: list(_passed(items, first[who]).values()) for who in MODELS}
         places = differing(passed["base"], passed["tuned"])
-        repeated = [items[index] for index in places]
-        again = {
-            who: dict(zip(places, ask(who, repeated, 1) if places else [], strict=True))
-            for who in MODELS
-        }
-        report = judge_forgetting(
-            items,
-            passed["base"],
-            passed["tuned"],
-            {
-                who: {index: items[index].passes(reply) for index, reply in found.items()}
-                for who, found in again.items()
-            },
-        )
+        again = {who: ask(who, places, 1) if places else {} for who in MODELS}
+        passed_again = {who: _passed(items, again[who]) for who in MODELS}
+        report = judge_forgetting(items, passed["base"], passed["tuned"], passed_again)
         text = report.model_dump_json(indent=2) + "\n"
         (draft.dir / REPORT_FILE).write_text(text, encoding="utf-8")
         text = answers_text(items, replies, again)
@@ -107,6 +94,10 @@ def measure_forgetting(
         }
         draft.metrics.update(report.model_dump(mode="json"), wall_s=time.monotonic() - start_s)
     return open_artifact(out, kind="forgetting")
+
+
+def _passed(items: Sequence[Item], replies: Mapping[int, Reply]) -> dict[int, bool]:
+    return {index: items[index].passes(reply) for index, reply in replies.items()}
 
 
 def _answerer(
