@@ -3,7 +3,8 @@
 Trainers fit a LoRA adapter (r 16, seven modules) to the same rows, for the same number of
 epochs and with the same learning rate, each in a process of its own, round by round:
 
-- `tuneline`: `train_adapter` of this checkout, with batches as in examples/support-tickets;
+- `tuneline`: `train_adapter` of this checkout, with batches as in examples/support-tickets, in
+  the tickets' case in random order as the scripts;
 - `against`: the same function of another checkout, with that checkout's own environment;
 - `script`: the script that most tutorials show. TRL's SFTTrainer reads the messages, with batch 4,
   accumulation 4, `max_length` 512 and its other defaults. One of the defaults is bfloat16, which a
@@ -159,6 +160,7 @@ def make_tickets(folder: Path, num_rows: int) -> None:
     settings = {
         "learning_rate": LEARNING_RATE, "num_train_epochs": 1, "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 1, "max_length": 256, "gradient_checkpointing": False,
+        "train_sampling_strategy": "random",
     }  # fmt: skip
     (folder / "case.json").write_text(json.dumps({"base": str(BASE), "settings": settings}))
 
@@ -176,6 +178,7 @@ def make_long_start(folder: Path, num_rows: int) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     case = json.loads((folder / "case.json").read_text())
     case["settings"]["max_length"] = SCRIPT_MAX_LENGTH
+    del case["settings"]["train_sampling_strategy"]
     (folder / "case.json").write_text(json.dumps(case))
 
 
@@ -402,7 +405,9 @@ def train_by_tuneline(case: dict[str, Any], folder: Path, scratch: Path) -> None
         dataset = prepare_dataset(data, **files, out=out)
     else:
         dataset = prepare_dataset(data, relative_to=folder, out=out)
-    config = TrainingConfig(r=16, lora_alpha=32, target_modules=MODULES, **case["settings"])
+    # An older checkout has no key for the order, which is random there.
+    known = {key: v for key, v in case["settings"].items() if key in TrainingConfig.model_fields}
+    config = TrainingConfig(r=16, lora_alpha=32, target_modules=MODULES, **known)
     train_adapter(config, dataset, resolve_model(case["base"]), scratch / "adapter")
 
 

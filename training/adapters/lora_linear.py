@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch.nn.functional import linear
 
 MAX_SUM_SIZE = 2**24
@@ -33,6 +35,15 @@ def use_lora_linear(model: Any) -> int:
     for layer in plain:
         layer.forward = types.MethodType(_forward, layer)
     return len(plain)
+
+
+def has_plain_layers_only(model: Any) -> bool:
+    """Return whether all trained layers of a PEFT model are plain LoRA layers, which keep no state.
+
+    peft's layers on a parameter (of fused experts) change their module during each pass.
+    """
+    tuned = [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    return all(isinstance(layer, Linear) and _is_plain(layer) for layer in tuned)
 
 
 def _is_plain(layer: Linear) -> bool:

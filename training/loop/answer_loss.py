@@ -86,9 +86,13 @@ def _answer_loss(model: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) ->
     targets = pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     trained = (targets != IGNORED).nonzero().squeeze(1)
     hidden = model.base_model(*args, trained=trained, **kwargs).last_hidden_state
+    return loss_of_hidden(model, hidden.flatten(0, 1).index_select(0, trained), targets[trained])
+
+
+def loss_of_hidden(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> Any:
+    """Return the summed loss in nats of last hidden states, (tokens, hidden), and their targets."""
     head = model.get_output_embeddings()
     rows = max(64, CHUNK_LOGITS // head.weight.shape[0])
-    hidden, targets = hidden.flatten(0, 1).index_select(0, trained), targets[trained]
     if head.weight.dtype is torch.bfloat16:
         return _HalfLoss.apply(hidden, head.weight, targets, rows)
     return linear_cross_entropy(

@@ -9,6 +9,7 @@ The share of a step that this saves is about (share of untrained tokens) / (numb
 from __future__ import annotations
 
 import functools
+import threading
 import types
 from typing import Any
 
@@ -24,8 +25,8 @@ POSITION_WISE = (
 """Modules of a decoder layer that read one position at a time, under their usual names."""
 
 
-class TrainedPositions:
-    """The flat indices of the trained positions of the batch that is computed; None for all.
+class TrainedPositions(threading.local):
+    """The flat indices of the trained positions of the batch that a thread computes; None for all.
 
     The value lasts until the next forward pass, because gradient checkpointing runs the layer again
     during the backward pass.

@@ -56,7 +56,7 @@ def fits_shared_starts(folder: Path, longest: int, *, padded_left: bool = False)
         padded_left: Whether batches have padding on the left.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if longest > _longest_alike(config):
+    if longest > longest_alike(config):
         return False
     try:
         with torch.device("meta"):
@@ -94,18 +94,18 @@ def share_starts(
     base, decoder = _parts(model)
     if decoder.is_gradient_checkpointing:
         return False
-    batch, starts = _compared_batch(max(rows, key=len), model.device, padded_left=padded_left)
+    batch, starts = compared_batch(max(rows, key=len), model.device, padded_left=padded_left)
     limit, rounding = (by.get(base.dtype, 0.0) for by in (MAX_RELATIVE_DIFFERENCE, ROUNDING))
     together = functools.partial(_from_starts, decoder, decoder.forward, starts)
     try:
-        if _difference(*_trained_twice(model, decoder, batch)) <= rounding:
-            expected = _compared(model, decoder, batch)
-            noise = _difference(_each_alone(model, decoder, batch), expected[0])
+        if difference(*trained_twice(model, decoder, batch)) <= rounding:
+            expected = compared(model, decoder, batch)
+            noise = difference(_each_alone(model, decoder, batch), expected[0])
             allowed = min(limit, max(rounding, NOISE_FACTOR * noise)), limit
-            found = map(_difference, _compared(model, together, batch), expected)
+            found = map(difference, compared(model, together, batch), expected)
             if all(map(operator.le, found, allowed)):
                 for own in [decoder, *([] if copy is None else [_parts(copy)[1]])]:
-                    sharing = _sharing(own.forward, _longest_alike(own.config), padded_left)
+                    sharing = _sharing(own.forward, longest_alike(own.config), padded_left)
                     own.forward = types.MethodType(sharing, own)
                 return True
     except MISFITS as error:
@@ -119,7 +119,7 @@ def _parts(model: Any) -> tuple[Any, Any]:
     return base, base.base_model
 
 
-def _longest_alike(config: Any) -> float:
+def longest_alike(config: Any) -> float:
     """Return the longest row in which a token's rotation does not depend on the row's length."""
     text = config.get_text_config()
     ropes = getattr(text, "rope_parameters", None) or {}
@@ -134,7 +134,7 @@ def _longest_alike(config: Any) -> float:
     return min(limits)
 
 
-def _compared_batch(
+def compared_batch(
     row: Sequence[int], device: torch.device, *, padded_left: bool
 ) -> tuple[dict[str, torch.Tensor], Starts]:
     """Return a batch of four rows with tokens of one row, and its two starts."""
@@ -155,11 +155,12 @@ def _compared_batch(
     return {"input_ids": input_ids, "attention_mask": mask}, starts
 
 
-def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Return how far a tensor is from another, relatively."""
     return float((ours - theirs).norm()) / (float(theirs.norm()) or 1.0)
 
 
-def _trained_twice(
+def trained_twice(
     model: Any, decoder: Any, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the hidden states of two passes as in training: random numbers make them differ."""
@@ -194,7 +195,7 @@ def _each_alone(model: Any, decoder: Any, batch: dict[str, torch.Tensor]) -> tor
     return torch.cat(found)
 
 
-def _compared(
+def compared(
     model: Any, decoder: Any, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the hidden states of all rows, and the gradient of a weighted sum of them."""

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from tests.integration.training.conftest import Line
 from training.adapters.lora import add_lora
 from training.config import TrainingConfig
+from training.loop import row_shares
 from training.loop.arguments import trainer_arguments
 from training.methods.sft import SFT
 from training.model import load_base
@@ -58,11 +59,18 @@ class _Record(TrainerCallback):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("strategy", "way"), [("group_by_length", "lora"), ("random", "lora"), ("random", "full")]
+    ("strategy", "way", "num_threads"),
+    [("group_by_length", "lora", 1), ("random", "lora", 2), ("random", "full", 1)],
 )
 def test_gradients_equal_those_of_one_padded_batch(
-    line: Line, tmp_path: Path, strategy: str, way: str
+    line: Line,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: str,
+    way: str,
+    num_threads: int,
 ) -> None:
+    monkeypatch.setattr(row_shares, "LEAST_TOKENS", 32)
     # 18 rows in batches of 4, three batches to a window: the last window has two batches and the
     # last batch two rows.
     config = TrainingConfig.model_validate(
@@ -87,7 +95,14 @@ def test_gradients_equal_those_of_one_padded_batch(
         return collate(examples)
 
     trainer.data_collator = collate_and_keep
-    trainer.train()
+    assert trainer.has_row_shares is (way == "lora")
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        trainer.train()
+        assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
     seen = seen[:5]  # the held-out rows follow, at the end of training
     assert [len(batch) for batch in seen] == [4, 4, 4, 4, 2]
     windows = [list(itertools.chain(*seen[:3])), list(itertools.chain(*seen[3:]))]
