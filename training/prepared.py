@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from transformers import set_seed
 
 from training.adapters.tokens import require_trained_tokens
@@ -13,12 +14,13 @@ from training.adapters.trainable import load_trainable, train_in_float32
 from training.config import TrainingConfig
 from training.data.prepare import dataset_rows
 from training.data.row import Row
-from training.estimates.memory import TrainingMemory
+from training.estimates.memory import TrainingMemory, in_shares_by
 from training.estimates.step import estimate_step
 from training.heldout import require_heldout
 from training.loop.best import require_metric
 from training.loop.memory import start_measurement
 from training.loop.ranks import any_rank
+from training.loop.row_shares import class_fits_row_shares, fits_row_shares
 from training.loop.shared_rows import (
     CLASS_DIFFERS,
     COMPUTED_AGAIN,
@@ -56,6 +58,7 @@ class Prepared:
         reached: The modules that are trained.
         without: The layers that `all-linear` leaves out.
         sharing: The tokens that rows of a batch share; None if they share too little.
+        in_shares: Whether batches are computed in shares of rows, as far as the class tells.
     """
 
     method: Method
@@ -73,6 +76,7 @@ class Prepared:
     reached: Any
     without: Any
     sharing: Sharing | None
+    in_shares: bool
 
     def trainer(self, config: TrainingConfig, arguments: dict[str, Any]) -> Any:
         """Return the method's trainer, ready to train."""
@@ -82,12 +86,14 @@ class Prepared:
         )
         train_in_float32(trainer.model)
         trainer.saved_token_share = 0.0
+        sequences = [ids for row in self.train_rows for ids in self.method.sequences(row)]
+        if self.in_shares and trainer.has_answer_loss:
+            trainer.has_row_shares = fits_row_shares(trainer.model, sequences)
         if self.sharing is None:
             return trainer
         if self.sharing.whole_because:
             logger.info("  %s", self.sharing)
             return trainer
-        sequences = [ids for row in self.train_rows for ids in self.method.sequences(row)]
         left, copy = config.method.num_sampled_tokens > 0, getattr(trainer, "ref_model", None)
         if share_starts(trainer.model, sequences, padded_left=left, copy=copy):
             trainer.saved_token_share = self.sharing.saved
@@ -137,7 +143,15 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
         and not fits_shared_starts(base.path, max(lengths), padded_left=sampled > 0)
     ):
         sharing = replace(sharing, whole_because=CLASS_DIFFERS)
-    chosen, estimate = estimate_step(config, base.path, lengths, trained, sharing=sharing)
+    # A long common start of rows is computed once, in a whole batch.
+    whole = sharing is not None and not sharing.whole_because
+    in_shares = (
+        not whole and in_shares_by(config) and class_fits_row_shares(base.path, max(lengths))
+    )
+    num_threads = torch.get_num_threads() if in_shares else 0
+    chosen, estimate = estimate_step(
+        config, base.path, lengths, trained, sharing=sharing, num_threads=num_threads
+    )
     # Hosts have different free memory; the processes compute the same passes.
     again = any_rank(chosen.gradient_checkpointing is True)
     chosen = chosen.model_copy(update={"gradient_checkpointing": again})
@@ -149,5 +163,5 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     )
     return Prepared(
         method, tokenizer, rendering, template, stop_ids, rows, train_rows, heldout_rows, chosen,
-        estimate, memory_before, model, reached, without, sharing,
+        estimate, memory_before, model, reached, without, sharing, in_shares and not again,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, replace
 
 from training.config import TrainingConfig
 from training.config.launch import LaunchConfig
-from training.loop.shared_rows import Sharing
+from training.loop.shared_rows import Sharing, count_shares
 from tuneline.core.environment import gpu_names
 from tuneline.models.network import Network, names_module
 
@@ -73,6 +73,17 @@ class Batch:
     """Tokens at the start of sequences, computed once; see `training.loop.shared_start`."""
     num_sharing: int | None = None
     """Sequences that share a start; None for all of them."""
+    num_threads: int = 0
+    """Threads that compute rows of their own; see `training.loop.row_shares`. 0 for none."""
+
+    def at_once(self) -> tuple[Batch, int]:
+        """Return the rows that are computed at once, and the number of their shares."""
+        if not self.num_threads:
+            return self, 0
+        num_shares, num_at_once = count_shares(self.num_tokens, self.num_rows, self.num_threads)
+        num_rows = min(self.num_rows, num_at_once * math.ceil(self.num_rows / num_shares))
+        trained = self.trained and math.ceil(self.trained * num_rows / self.num_rows)
+        return replace(self, num_rows=num_rows, trained=trained), num_at_once
 
     @property
     def num_tokens(self) -> int:
@@ -118,6 +129,21 @@ def largest_batch(
     return Batch(min(rows, len(lengths)), max(lengths), num_trained, *shared)
 
 
+def in_shares_by(config: TrainingConfig) -> bool:
+    """Return whether batches are computed in shares of rows, as far as the settings tell."""
+    return (
+        config.method.type == "sft"
+        and config.finetuning_type == "lora"
+        and config.dtype != "bfloat16"
+        and config.gradient_checkpointing is not True
+        and (config.launch is None or config.launch.world_size == 1)
+        and not gpu_names()
+        and not (config.load_in_4bit or config.packing or config.lora_dropout or config.use_dora)
+        and not (config.modules_to_save or config.trainable_token_indices)
+        and not config.target_parameters
+    )
+
+
 def estimate_training(
     config: TrainingConfig, network: Network, batch: Batch, item_bytes: int
 ) -> TrainingMemory:
@@ -126,7 +152,9 @@ def estimate_training(
     Args:
         item_bytes: Bytes of a number of the weights and activations: 4 for float32.
     """
-    trained = num_trained(config, network)
+    trained, num_at_once = num_trained(config, network), 0
+    if config.gradient_checkpointing is not True:
+        batch, num_at_once = batch.at_once()
     weights, adapter = network.num_parameters * item_bytes, 4 * trained
     if config.finetuning_type == "full":
         has_reference = config.method.has_reference and getattr(config.method, "beta", 0) > 0
@@ -161,7 +189,7 @@ def estimate_training(
     memory = TrainingMemory(
         weights=weights,
         adapter=adapter,
-        gradients=4 * trained,
+        gradients=4 * trained * (1 + num_at_once),
         optimizer=moment_bytes(config.optim) * trained,
         activations=(kept + computed * passing) * item_bytes,
         logits=4 * _logits(config, network, batch, item_bytes),

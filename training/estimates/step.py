@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from training.config import TrainingConfig
@@ -33,6 +34,7 @@ def estimate_step(
     trained: Sequence[int] = (),
     *,
     sharing: Sharing | None = None,
+    num_threads: int = 0,
 ) -> tuple[TrainingConfig, TrainingMemory | None]:
     """Return the configuration without `auto`, and the memory that a step is estimated to take.
 
@@ -42,6 +44,7 @@ def estimate_step(
         lengths: Tokens of each sequence of the training rows; a preference pair has two.
         trained: Trained tokens of each row, of both sides of a pair; all tokens if not given.
         sharing: The tokens that rows of a batch share.
+        num_threads: Threads that compute rows of their own; 0 for whole batches.
     """
     try:
         network = read_network(base)
@@ -54,7 +57,7 @@ def estimate_step(
         }
         return config.model_copy(update=without), None
     free_bytes = share_of_free(config, free_memory_bytes())
-    batch = largest_batch(config, lengths, trained, sharing)
+    batch = replace(largest_batch(config, lengths, trained, sharing), num_threads=num_threads)
     choices = choose_all(config, network, batch, free_bytes)
     # The format is resolved where torch knows the device; see training.model.
     chosen = {choice.key: choice.value for choice in choices if choice.key != "dtype"}

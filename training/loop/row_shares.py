@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,22 +32,20 @@ from training.loop.distinct_tokens import (
     num_new_tokens,
     tree_of,
 )
-from training.loop.packing import NUM_WORDS, small_network
+from training.loop.packing import NUM_WORDS
 from training.loop.ranks import num_ranks
+from training.loop.shared_rows import count_shares
 from training.loop.shared_start import (
-    NETWORK_BORDER,
     NETWORK_ROW,
     compared,
     compared_batch,
     difference,
     longest_alike,
+    small_of_class,
     trained_twice,
 )
 from tuneline.core.progress import logger
 
-LEAST_TOKENS, MOST_TOKENS = 256, 1024
-"""Tokens of a share. With fewer, Python takes as long as the arithmetic, and threads wait for it;
-with more, a layer's activations leave the processor's cache."""
 MAX_TRAINED = 2**24
 """Trained parameters: each thread has a copy of their gradients, of 64 MiB at most."""
 INPUTS = {"input_ids", "labels", "attention_mask", "use_cache"}
@@ -56,12 +55,39 @@ Row = tuple[list[int], list[int]]
 """Token ids and labels of a row, without padding."""
 
 
-def fits_row_shares(model: Any, rows: Sequence[Sequence[int]]) -> bool:
-    """Return whether batches of a model can be computed in shares.
+def class_fits_row_shares(folder: Path, longest: int) -> bool:
+    """Return whether networks of a folder's class compute trees as they compute rows.
 
-    That is so for an adapter on a float32 model on the CPU. Hidden states and gradients of four
-    short rows are compared with those of whole rows, in the model and in a small network of its
-    class with random weights and short windows.
+    The test is on a small network with random weights and short windows, before the model is
+    loaded.
+
+    Args:
+        longest: Tokens of the longest row.
+    """
+    try:
+        small = small_of_class(folder)
+        words = torch.randint(
+            1, NUM_WORDS, (min(NETWORK_ROW, longest),), generator=torch.Generator().manual_seed(0)
+        )
+        # The rotation of some classes changes with the length of the batch, for all threads.
+        return (
+            small is not None
+            and longest_alike(small.config) == math.inf
+            # No mask is made, as for FlashAttention: a layer must name its window.
+            and getattr(small, "_supports_flash_attn", False)
+            and small.config.get_text_config()._attn_implementation == "sdpa"
+            and _trees_are_alike(small, small, words.tolist())
+        )
+    except MISFITS as error:
+        logger.debug("networks of %s compute whole rows: %s", folder, error)
+    return False
+
+
+def fits_row_shares(model: Any, rows: Sequence[Sequence[int]]) -> bool:
+    """Return whether batches of a model, whose class fits, can be computed in shares.
+
+    That is so for plain LoRA on a float32 model on the CPU. Hidden states and gradients of four
+    short rows are compared with those of whole rows.
 
     Args:
         rows: Token ids of training rows; the compared rows have tokens of the longest one.
@@ -73,37 +99,20 @@ def fits_row_shares(model: Any, rows: Sequence[Sequence[int]]) -> bool:
         or num_ranks() > 1
         or base.dtype is not torch.float32
         or base.device.type != "cpu"
-        or hasattr(base.config, "quantization_config")  # its layers change at their first pass
         or base.base_model.is_gradient_checkpointing
         or base.config.get_text_config()._attn_implementation != "sdpa"
-        # No mask is made, as for FlashAttention: a layer must name its window.
-        or not getattr(base, "_supports_flash_attn", False)
-        # These models change their rotation with the length of the batch, for all threads.
-        or longest_alike(base.config) < math.inf
         or sum(p.numel() for p in model.parameters() if p.requires_grad) > MAX_TRAINED
     ):
         return False
     longest = max(rows, key=len)
     try:
         batch, _ = compared_batch(longest, base.device, padded_left=False)
-        if difference(*trained_twice(model, base.base_model, batch)) > 0:
-            return False  # threads would draw the random numbers of dropout in any order
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            small = small_network(base, border=NETWORK_BORDER)
-        words = torch.randint(1, NUM_WORDS, (NETWORK_ROW,), generator=_seeded())
-        return (
-            small is not None
-            and _trees_are_alike(small.float(), small, words.tolist()[: len(longest)])
-            and _trees_are_alike(model, base, longest)
-        )
+        # Threads would draw the random numbers of dropout in any order.
+        is_random = difference(*trained_twice(model, base.base_model, batch)) > 0
+        return not is_random and _trees_are_alike(model, base, longest)
     except MISFITS as error:
         logger.debug("%s computes whole rows: %s", type(base).__name__, error)
     return False
-
-
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _trees_are_alike(model: Any, base: Any, row: Sequence[int]) -> bool:
@@ -217,8 +226,7 @@ def divide(rows: Sequence[Row], num_threads: int) -> tuple[list[list[Row]], int]
     """Return the shares of sorted rows, and how many are computed at once."""
     new = num_new_tokens([ids for ids, _ in rows])
     total = sum(new)
-    num_workers = max(1, min(num_threads, len(rows), total // LEAST_TOKENS))
-    num_shares = num_workers * math.ceil(total / (num_workers * MOST_TOKENS))
+    num_shares, num_workers = count_shares(total, len(rows), num_threads)
     shares: list[list[Row]] = [[] for _ in range(num_shares)]
     before = 0
     for row, number in zip(rows, new, strict=True):

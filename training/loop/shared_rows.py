@@ -16,6 +16,9 @@ LEAST_TOKENS = 32
 """A shorter start saves less than a second pass through the layers costs."""
 LEAST_SAVING = 0.15
 """Share of a batch's positions that are not computed."""
+SHARE_LEAST, SHARE_MOST = 256, 1024
+"""Tokens of a share of a batch's rows. With fewer, Python takes as long as the arithmetic, and
+threads wait for it; with more, a layer's activations leave the processor's cache."""
 NUM_DRAWN = 32
 """Batches that are drawn to estimate what a run saves."""
 CLASS_DIFFERS = "networks of this class do not continue them"
@@ -135,6 +138,12 @@ def _grouped(
     ]
     rest = max(len(row) - lengths[group] for row, group in zip(rows, groups, strict=True))
     return Starts(groups, lengths, len(lengths) * longest + len(rows) * rest, whole)
+
+
+def count_shares(num_tokens: int, num_rows: int, num_threads: int) -> tuple[int, int]:
+    """Return the number of shares of a batch, and how many are computed at once."""
+    num_at_once = max(1, min(num_threads, num_rows, num_tokens // SHARE_LEAST))
+    return num_at_once * math.ceil(num_tokens / (num_at_once * SHARE_MOST)), num_at_once
 
 
 def expected_sharing(config: TrainingConfig, examples: Sequence[Any]) -> Sharing | None:

@@ -55,22 +55,26 @@ def fits_shared_starts(folder: Path, longest: int, *, padded_left: bool = False)
         longest: Tokens of the longest row.
         padded_left: Whether batches have padding on the left.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if longest > longest_alike(config):
+    small = small_of_class(folder)
+    if small is None or longest > longest_alike(small.config):
         return False
+    length = min(NETWORK_ROW, longest)
+    row = torch.randint(1, NUM_WORDS, (length,), generator=torch.Generator().manual_seed(0))
+    return share_starts(small, [row.tolist()], padded_left=padded_left)
+
+
+def small_of_class(folder: Path) -> Any | None:
+    """Return a small float32 network like a folder's, with random weights and short windows."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     try:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config)
     except MISFITS:
-        return False
+        return None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU too
         small = small_network(network, border=NETWORK_BORDER)
-        if small is None:
-            return False
-    length = min(NETWORK_ROW, longest)
-    row = torch.randint(1, NUM_WORDS, (length,), generator=torch.Generator().manual_seed(0))
-    return share_starts(small.float(), [row.tolist()], padded_left=padded_left)
+    return None if small is None else small.float()
 
 
 def share_starts(

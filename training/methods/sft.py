@@ -20,7 +20,7 @@ from training.loop.answer_loss import add_answer_loss
 from training.loop.batches import GroupedByLength
 from training.loop.packing import require_rows_apart
 from training.loop.ranks import num_ranks
-from training.loop.row_shares import RowThreads, fits_row_shares, loss_in_shares, row_threads
+from training.loop.row_shares import RowThreads, loss_in_shares, row_threads
 from training.loop.trl_head import trl_head_fits
 from training.methods import Method, loss_metrics
 from training.methods.options import check_names, refused_by_trl, trl_config
@@ -81,11 +81,6 @@ def _trainer(
         trainer.has_answer_loss = add_answer_loss(
             trainer.model, shortest.input_ids, shortest.labels
         )
-        trainer.has_row_shares = (
-            trainer.has_answer_loss
-            and not config.packing
-            and fits_row_shares(trainer.model, [row.input_ids for row in train_rows])
-        )
         trainer.uses_own_head = not trainer.has_answer_loss and not trl_head_fits(
             trainer.model, shortest.input_ids
         )
@@ -112,8 +107,6 @@ class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     has_row_shares = False
     row_threads: RowThreads | None = None
     """The threads of a training that computes batches in shares."""
-    saved_token_share = 0.0
-    """Share of the tokens that whole batches save by their rows' common start."""
     uses_own_head = False
     """Whether the loss is computed from the model's own logits, because TRL's are others."""
     groups_by_length = True
@@ -141,8 +134,7 @@ class _AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         return loss / num_items_in_batch * num_ranks()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        # A long common start of rows is computed once, in a whole batch.
-        if not self.has_row_shares or self.saved_token_share:
+        if not self.has_row_shares:
             return super().train(*args, **kwargs)
         with row_threads(self.model) as self.row_threads:
             return super().train(*args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,16 @@ import transformers as T
 from peft import LoraConfig, get_peft_model
 
 from training.adapters.lora_linear import use_lora_linear
-from training.loop import row_shares
+from training.loop import row_shares, shared_rows
 from training.loop.answer_loss import add_answer_loss
 from training.loop.distinct_tokens import tree_of
-from training.loop.row_shares import divide, fits_row_shares, loss_in_shares, row_threads
+from training.loop.row_shares import (
+    class_fits_row_shares,
+    divide,
+    fits_row_shares,
+    loss_in_shares,
+    row_threads,
+)
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -45,7 +52,6 @@ WHOLE: dict[str, Any] = {
     ),
     "chunks": T.Llama4TextConfig(**SMALL, intermediate_size_mlp=48, num_local_experts=2),
     "no positions": T.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=2),
-    "dropout": T.LlamaConfig(**SMALL, attention_dropout=0.1),
     "a rotation by length": T.LlamaConfig(
         **SMALL, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     ),
@@ -108,15 +114,16 @@ def _own_gradients(model: Any, batch: dict[str, Any]) -> tuple[float, dict[str, 
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("family", COMPUTED)
 def test_loss_and_gradients_are_those_of_whole_rows(
-    family: str, num_threads: int, monkeypatch: pytest.MonkeyPatch
+    family: str, num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_shares, "LEAST_TOKENS", 16)
-    monkeypatch.setattr(row_shares, "MOST_TOKENS", 30)
+    monkeypatch.setattr(shared_rows, "SHARE_LEAST", 16)
+    monkeypatch.setattr(shared_rows, "SHARE_MOST", 30)
     model, batch = _model(COMPUTED[family]).eval(), _batch()
     own_loss, expected = _own_gradients(model, batch)
     first = (batch["input_ids"][0, : LENGTHS[0]], batch["labels"][0, : LENGTHS[0]])
     assert add_answer_loss(model, *(values.tolist() for values in first))
-    assert fits_row_shares(model, _rows())
+    COMPUTED[family].save_pretrained(tmp_path)
+    assert class_fits_row_shares(tmp_path, 37) and fits_row_shares(model, _rows())
     computed: list[int] = []
     embedding = model.get_input_embeddings()
     embedding.register_forward_hook(lambda *given: computed.append(given[1][0].numel()))
@@ -146,8 +153,16 @@ def test_loss_and_gradients_are_those_of_whole_rows(
 
 
 @pytest.mark.parametrize("reason", WHOLE)
-def test_a_model_that_would_learn_something_else_computes_whole_rows(reason: str) -> None:
-    assert not fits_row_shares(_model(WHOLE[reason]), _rows())
+def test_a_class_that_would_learn_something_else_computes_whole_rows(
+    reason: str, tmp_path: Path
+) -> None:
+    WHOLE[reason].save_pretrained(tmp_path)
+    assert not class_fits_row_shares(tmp_path, 37)
+
+
+def test_a_model_with_dropout_computes_whole_rows() -> None:
+    config = T.LlamaConfig(**SMALL, attention_dropout=0.1)
+    assert not fits_row_shares(_model(config), _rows())
 
 
 @pytest.mark.parametrize(

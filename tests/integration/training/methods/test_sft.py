@@ -14,8 +14,9 @@ from transformers import TrainerCallback
 from tests.integration.training.conftest import Line
 from training.adapters.lora import add_lora
 from training.config import TrainingConfig
-from training.loop import row_shares
+from training.loop import shared_rows
 from training.loop.arguments import trainer_arguments
+from training.loop.row_shares import fits_row_shares
 from training.methods.sft import SFT
 from training.model import load_base
 from training.rendering.chat import Rendered
@@ -70,7 +71,7 @@ def test_gradients_equal_those_of_one_padded_batch(
     way: str,
     num_threads: int,
 ) -> None:
-    monkeypatch.setattr(row_shares, "LEAST_TOKENS", 32)
+    monkeypatch.setattr(shared_rows, "SHARE_LEAST", 32)
     # 18 rows in batches of 4, three batches to a window: the last window has two batches and the
     # last batch two rows.
     config = TrainingConfig.model_validate(
@@ -95,6 +96,7 @@ def test_gradients_equal_those_of_one_padded_batch(
         return collate(examples)
 
     trainer.data_collator = collate_and_keep
+    trainer.has_row_shares = fits_row_shares(trainer.model, [row.input_ids for row in rows])
     assert trainer.has_row_shares is (way == "lora")
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)

@@ -266,3 +266,22 @@ def test_fsdp2_spreads_weights_gradients_and_optimizer() -> None:
     assert one.optimizer == alone.optimizer // 4
     assert one.gradients == alone.gradients // 4 + alone.gradients
     assert one.activations == alone.activations
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "length", "num_threads", "rows_at_once", "num_shares"),
+    [(8, 300, 2, 4, 2), (8, 300, 1, 3, 1), (4, 100, 8, 4, 1), (2, 3000, 4, 2, 2)],
+)
+def test_a_batch_in_shares_needs_the_memory_of_one_share_per_thread(
+    num_rows: int, length: int, num_threads: int, rows_at_once: int, num_shares: int
+) -> None:
+    batch = Batch(num_rows, length, num_threads=num_threads)
+    found = estimate_training(CONFIG, NETWORK, batch, 4)
+    part = estimate_training(CONFIG, NETWORK, Batch(rows_at_once, length), 4)
+    assert (found.activations, found.logits) == (part.activations, part.logits)
+    assert found.gradients == (1 + num_shares) * part.gradients
+    again = CONFIG.model_copy(update={"gradient_checkpointing": True})
+    whole = Batch(num_rows, length)
+    assert estimate_training(again, NETWORK, batch, 4) == estimate_training(
+        again, NETWORK, whole, 4
+    )
