@@ -11,8 +11,8 @@ from k8s.cluster.shares import ROUTES
 from tuneline.core.errors import ServerError
 from tuneline.core.progress import logger
 
-ACCEPT_S = 30.0
-"""A controller writes the status of a route within seconds."""
+ACCEPT_S = 120.0
+"""A controller in the cluster writes the status of a route within seconds, one of a cloud later."""
 POLL_S = 1.0
 TOLD = ("Accepted", "ResolvedRefs")
 NOT_ALLOWED = "NotAllowedByListeners"
