@@ -22,7 +22,7 @@ from k8s.cluster.kubectl import (
     get_surplus,
 )
 from k8s.cluster.refusals import CHANGED_RECORD, is_unreachable
-from k8s.cluster.replicas import hold_replicas, show_replicas
+from k8s.cluster.replicas import hold_replicas, refuse_owned, show_replicas
 from k8s.cluster.revisions import (
     Record,
     Revision,
@@ -103,9 +103,10 @@ def plan_apply(
     kept = keep_shares(cluster, wanted, record.current_objects())
     for words in kept_words(wanted, kept):
         logger.info(words)
+    live = get_live(cluster, wanted)
+    refuse_owned(cluster, live)
     merged = apply(cluster, kept, dry_run=True, force_conflicts=force_conflicts)
     leaving = get_surplus(cluster, record.surplus(wanted))
-    live = get_live(cluster, wanted)
     return Plan(run, wanted, live, show_replicas(wanted, live, merged), leaving, record)
 
 

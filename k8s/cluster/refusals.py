@@ -26,6 +26,7 @@ _PASSING = re.compile(
     re.IGNORECASE,
 )
 """A conflict about the record says that somebody else works on the deployment; it does not pass."""
+OTHER_AUTOSCALER = "The number of pods stays without an autoscaler. Delete it, and apply again"
 CHANGED_RECORD = "somebody else changed the record of this deployment at the same time"
 _NOISE = re.compile(r"^(?:Warning: .*|E\d{4} .*memcache\.go.*)\n?", re.MULTILINE)
 
@@ -64,6 +65,11 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
             f"{where}: Kueue lets no running server join, change or leave a queue: {words}",
             hint=f"Delete the Deployment, which ends the server, and apply again: {kubectl} delete "
             "deployment RUN-model-server",
+        )
+    if found := re.search(r"is already managed by the hpa '([^']+)'", words):
+        return ServerError(
+            f"{where}: KEDA takes no server that another autoscaler has: {words}",
+            hint=f"{OTHER_AUTOSCALER}: {kubectl} delete horizontalpodautoscaler {found[1]}",
         )
     if "admission webhook" in words or "violates" in words or "exceeded quota" in words:
         return ServerError(f"{where}: the cluster does not admit the objects: {words}")

@@ -11,6 +11,9 @@ from typing import Any
 
 from k8s.cluster.changes import identity
 from k8s.cluster.kubectl import Cluster, Object, apply, get_live
+from k8s.cluster.refusals import OTHER_AUTOSCALER
+from k8s.rules.objects import ref
+from tuneline.core.errors import ServerError
 from tuneline.core.progress import logger
 
 HOLDER = "tuneline-replicas"
@@ -60,3 +63,20 @@ def _without_replicas(objects: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
 
 def _has_replicas(item: Mapping[str, Any]) -> bool:
     return item["kind"] == "Deployment" and "replicas" in item["spec"]
+
+
+def refuse_owned(cluster: Cluster, live: Sequence[Object]) -> None:
+    """Raise ServerError if an autoscaler of the manifests is KEDA's own by now.
+
+    It would go with the ScaledObject, which the manifests no longer have.
+    """
+    for item in live:
+        if item["kind"] != "HorizontalPodAutoscaler":
+            continue
+        for owner in item["metadata"].get("ownerReferences", []):
+            raise ServerError(
+                f"{cluster.where}: {ref(item)} belongs to {owner['kind']}/{owner['name']}, and "
+                "would go with it",
+                hint=f"{OTHER_AUTOSCALER}: kubectl delete -n {cluster.namespace} "
+                f"{owner['kind'].lower()} {owner['name']}",
+            )

@@ -94,3 +94,19 @@ def test_a_way_back_to_an_autoscaler_keeps_the_pods(
     assert len(sizes) == 3  # the apply, the hold, and the way back
     assert set(sizes) == {2}
     assert history(cluster)["current"] == 1
+
+
+def test_an_autoscaler_of_keda_is_not_taken_over(
+    cluster: ApiServer, second: Released, serve: Serve
+) -> None:
+    """KEDA makes an autoscaler of the same name, which goes when its ScaledObject goes."""
+    serve(second.digest)
+    roll_out(manifests(second))
+    owner = {"kind": "ScaledObject", "name": SERVER, "apiVersion": "keda.sh/v1alpha1", "uid": "1"}
+    live = cluster.store.find("horizontalpodautoscalers", SERVER)
+    live["metadata"]["ownerReferences"] = [owner]
+    cluster.store.applied.clear()
+    with pytest.raises(ServerError, match="belongs to ScaledObject") as caught:
+        roll_out(manifests(second, memory="13Gi"))
+    assert f"kubectl delete -n tuneline scaledobject {SERVER}" in (caught.value.hint or "")
+    assert cluster.store.applied == []

@@ -41,6 +41,12 @@ OPTIONS = ["--context=c", "--namespace=n"]
             "kubectl --context=c --namespace=n delete deployment",
         ),
         (
+            'Error from server: admission webhook "vscaledobject.kb.io" denied the request: the '
+            "workload 'x' of type 'apps/v1.Deployment' is already managed by the hpa 'x-hpa'",
+            "KEDA takes no server that another autoscaler has",
+            "--namespace=n delete horizontalpodautoscaler x-hpa",
+        ),
+        (
             'error: Apply failed with 1 conflict: conflict with "hpa" using apps/v1: .spec.replicas'
             "\n"
             "Please review the fields above--they currently have other managers.",
