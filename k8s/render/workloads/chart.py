@@ -40,7 +40,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "hostnames": {"type": "array", "items": {"type": "string"}, "minItems": 1},
 }
 WORKLOADS = ("Deployment", "LeaderWorkerSet", "LLMInferenceService")
-IGNORED = ("render.json", "load-test/", "k8s/")
+IGNORED = ("render.json", "load-test/", "judge/", "adapters/", "k8s/")
+"""Helm keeps every other file of a chart in the Secret of each release."""
 
 
 def write_chart(tree: Path, facts: Facts) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from k8s.render.kustomize import LOADER
 from k8s.render.workloads.chart import FILLED
-from tests.unit.k8s.conftest import EVERYTHING, WORKLOADS
+from tests.unit.k8s.conftest import EVERYTHING, JUDGES, WORKLOADS
 
 Objects: TypeAlias = list[dict[str, Any]]
 TREES: dict[str, dict[str, Any]] = {
@@ -121,3 +121,13 @@ def test_braces_of_alerts_and_dashboards_reach_prometheus(
     text = "".join(path.read_text() for path in (chart / "templates").iterdir())
     assert '{{ "{{" }}' in text
     assert not re.search(r"\{\{ ?\$", text.replace('{{ "{{" }}', ""))
+
+
+def test_helm_keeps_no_prompts_of_a_load_test_or_a_judge(
+    tmp_path: Path, render_run: Callable[..., Path]
+) -> None:
+    """Helm stores the files of a chart in a Secret for each release."""
+    chart = render_run(tmp_path / "chart", helm=True, **JUDGES["judged"])
+    folders = {f"{path.name}/" for path in chart.iterdir() if path.is_dir()}
+    assert {"judge/", "load-test/"} < folders
+    assert folders - set((chart / ".helmignore").read_text().split()) == {"templates/"}
