@@ -60,17 +60,8 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
             f"{where}: the namespace is being deleted: {words}",
             hint="Wait until it is gone, and create it again; or choose another: --namespace NAME",
         )
-    if QUEUE_LABEL in words and "immutable" in words:
-        return ServerError(
-            f"{where}: Kueue lets no running server join, change or leave a queue: {words}",
-            hint=f"Delete the Deployment, which ends the server, and apply again: {kubectl} delete "
-            "deployment RUN-model-server",
-        )
-    if found := re.search(r"is already managed by the hpa '([^']+)'", words):
-        return ServerError(
-            f"{where}: KEDA takes no server that another autoscaler has: {words}",
-            hint=f"{OTHER_AUTOSCALER}: {kubectl} delete horizontalpodautoscaler {found[1]}",
-        )
+    if (refused := _refused_by_controller(where, kubectl, words)) is not None:
+        return refused
     if "admission webhook" in words or "violates" in words or "exceeded quota" in words:
         return ServerError(f"{where}: the cluster does not admit the objects: {words}")
     if "orbidden" in words:
@@ -100,6 +91,22 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
             hint="Install the project that brings it, or leave out its component in section k8s.",
         )
     return ServerError(f"{where}: kubectl {verb}: {words}")
+
+
+def _refused_by_controller(where: str, kubectl: str, words: str) -> ServerError | None:
+    """Return the error of a refusal by Kueue or KEDA; None for another."""
+    if QUEUE_LABEL in words and "immutable" in words:
+        return ServerError(
+            f"{where}: Kueue lets no running server join, change or leave a queue: {words}",
+            hint=f"Delete the Deployment, which ends the server, and apply again: {kubectl} delete "
+            "deployment RUN-model-server",
+        )
+    if found := re.search(r"is already managed by the hpa '([^']+)'", words):
+        return ServerError(
+            f"{where}: KEDA takes no server that another autoscaler has: {words}",
+            hint=f"{OTHER_AUTOSCALER}: {kubectl} delete horizontalpodautoscaler {found[1]}",
+        )
+    return None
 
 
 def missing_right(error: TunelineError) -> str | None:
