@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.config.data import ReadingConfig, SourceConfig
+from training.data.formats import row_place
 from training.data.problem import RowProblem
 from training.data.row import Kind, Row
 from training.data.rows import Counts, stream_rows
@@ -90,7 +91,7 @@ def _lines(rows: Iterable[Row], to: str | None) -> Iterator[str]:
         if TARGETS[first] != row.kind:
             fitting = next(name for name, kind in TARGETS.items() if kind == row.kind)
             raise DataError(
-                f"{row.file}: line {row.line}: has the form {fitting}; expected {first}",
+                f"{row_place(row.file, row.line)}: has the form {fitting}; expected {first}",
                 hint=f"Try: --to {fitting}" if to else "Give each kind of rows a file of its own.",
             )
         written = write_row(row, first)
@@ -126,8 +127,8 @@ def _check_same(row: Row, written: dict[str, Any], to: str) -> None:
     if again != replace(row, line=0, file="", source=0):
         columns = ", ".join(map(repr, row.fields)) or "none"
         raise DataError(
-            f"{row.file}: line {row.line}: the form {to} would be read as another row; its other "
-            f"columns are {columns}",
+            f"{row_place(row.file, row.line)}: the form {to} would be read as another row; its "
+            f"other columns are {columns}",
             hint="A column has a name that the form uses. Try: --column category=NAME, or "
             "--column NAME= to leave it out.",
         )

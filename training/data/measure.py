@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import DataConfig
+from training.data.formats import row_place
 from training.data.row import Kind, Row
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
@@ -132,6 +133,6 @@ def _lengths(tokenizer: Any, row: Row) -> tuple[int, int]:
         ]
     except TemplateError as error:
         raise DataError(
-            f"{row.file}: line {row.line}: the chat template refuses the row: {error}"
+            f"{row_place(row.file, row.line)}: the chat template refuses the row: {error}"
         ) from None
     return prompt, max([whole - prompt for whole in wholes], default=0)

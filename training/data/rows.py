@@ -80,8 +80,9 @@ def stream_rows(
                 num_problems += 1
                 text = str(found.problem)
                 most = 1 if found.problem.is_of_file else NUM_ALIKE_SHOWN
-                if len(problems) < NUM_PROBLEMS_SHOWN and alike[text] < most:
-                    alike[text] += 1
+                kind = re.sub(r"\d+", "0", text)
+                if len(problems) < NUM_PROBLEMS_SHOWN and alike[kind] < most:
+                    alike[kind] += 1
                     problems.append(f"{found.where}: {text}")
                     hint = hint or hint_for(path) or found.problem.hint or _hint_for(text)
         if counts.num_read == num_before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +36,8 @@ def check(
     """
     from tuneline.pipeline.check import check_run
 
-    checked = check_run(open_run(run_file, overrides, runs_dir))
+    run = open_run(run_file, overrides, runs_dir)
+    checked = check_run(run)
     lines = [f"ok    {name}: {what}" for name, what in checked.found.items()]
     for finding in checked.findings:
         lines += [
@@ -46,7 +48,7 @@ def check(
     lines += [f"warn  {warning}" for warning in checked.warnings]
     findings = [asdict(finding) for finding in checked.findings]
     document = {**checked.found, "findings": findings, "warnings": checked.warnings}
-    emit(document, lines, as_json)
+    emit(document, [*lines, f"Next: {_typed(run, 'up')}"], as_json)
 
 
 def plan(
@@ -109,6 +111,7 @@ def _typed(run: Run, command: str) -> str:
     `make demo` does not change the shell's PATH.
     """
     program = sys.argv[0] if Path(sys.argv[0]).name == "tuneline" else "tuneline"
+    program = "tuneline" if shutil.which("tuneline") == program else program
     return run.command(command).replace("tuneline", shlex.quote(program), 1)
 
 

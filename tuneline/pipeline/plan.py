@@ -140,14 +140,18 @@ def all_current(run: Run) -> Made:
     Raises:
         NotAnArtifactError: There is none.
     """
+    planned = plan(run)
     found = {
         entry.stage.name: open_artifact(entry.path)
-        for entry in plan(run)
+        for entry in planned
         if entry.state == "current" and entry.path is not None
     }
     if not found:
+        first = planned[0]
         raise NotAnArtifactError(
-            f"{run.dir}: holds no artifact of {run.path}", hint=f"Try: {run.command('up')}"
+            f"{run.dir}: holds no artifact of {run.path}: {first.stage.name} is {first.state} "
+            f"({first.reason})",
+            hint=f"Try: {run.command('up')}",
         )
     return found
 

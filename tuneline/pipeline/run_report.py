@@ -26,6 +26,7 @@ def run_report_lines(done: Done) -> list[str]:
         lines += _example(evaluations)
     for compared in of_kind(done, "evaluation-report"):
         lines += ["\nBase against tuned", *comparison_lines(compared.manifest.metrics)]
+        lines += _advice(compared.manifest.metrics)
         lines.append(f"  answers side by side: {compared.path / 'mismatches.html'}")
     for compared in of_kind(done, "preferences"):
         lines += ["\nPreferences", f"  {KINDS['preferences'].summary(compared.manifest.metrics)}"]
@@ -82,6 +83,17 @@ def comparison_lines(metrics: dict[str, Any]) -> list[str]:
             + (f", McNemar p {p:.2g}" if p is not None else "")
         )
     return lines + _judge_lines(metrics)
+
+
+def _advice(metrics: dict[str, Any]) -> list[str]:
+    """Return what to try if no metric tells the tuned model from the base."""
+    intervals = [entry["interval"] for entry in metrics["metrics"].values()]
+    if not intervals or any(low > 0 or high < 0 for low, high in intervals):
+        return []
+    return [
+        "  no difference is proven: every interval contains 0. Try more epochs, such as --set "
+        "training.num_train_epochs=10, more rows, or a larger base model"
+    ]
 
 
 def _judge_lines(metrics: dict[str, Any]) -> list[str]:

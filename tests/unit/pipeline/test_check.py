@@ -12,9 +12,9 @@ import pytest
 from tests.commands import tuneline_here
 from tests.unit.training.data.checks.made import clean_rows
 from training.data.row import Row
-from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.errors import ConfigError, DataError, NotAnArtifactError
 from tuneline.pipeline.check import check_run
-from tuneline.pipeline.plan import estimate_run, plan
+from tuneline.pipeline.plan import all_current, estimate_run, plan
 from tuneline.pipeline.run_config import Run, load_run
 from tuneline.pipeline.up import lock_run
 
@@ -64,6 +64,15 @@ def test_check_names_leaked_rows_and_keeps_the_dataset(tmp_path: Path) -> None:
     made = (entry.path / "manifest.json").stat().st_mtime_ns
     assert check_run(run) == checked
     assert (entry.path / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_an_edited_run_says_which_stage_is_stale(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    check_run(run)
+    assert [artifact.kind for artifact in all_current(run).values()] == ["dataset"]
+    edited = _run(tmp_path, seed=7)
+    with pytest.raises(NotAnArtifactError, match=r"dataset is stale \(its configuration or an inp"):
+        all_current(edited)
 
 
 def test_check_and_plan_say_what_rows_of_a_batch_share(
@@ -151,7 +160,8 @@ def test_a_folder_that_cannot_be_written_leaves_the_other_checks(tmp_path: Path)
     arguments = ("check", run.path, "--runs-dir", run.dir.parent)
     lines = tuneline_here(*map(str, arguments)).stdout.splitlines()
     assert "ok    data train.jsonl: 50 rows" in lines
-    assert lines[-1].startswith(f"warn  data checks: did not run: {run.dir}: cannot be written: ")
+    assert lines[-1].startswith(f"Next: tuneline up {run.path}")
+    assert lines[-2].startswith(f"warn  data checks: did not run: {run.dir}: cannot be written: ")
 
 
 def test_a_finding_that_refuses_ends_the_check(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from training.config import DataConfig, TrainingConfig
 from training.config.checks import LengthCheck
 from training.config.types import TrainOn
 from training.data.checks.check import Check, Found
+from training.data.formats import row_place
 from training.data.row import Row
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.core.messages import Message, content_of
@@ -164,7 +165,7 @@ def _num_prompt_tokens(row: Row, limit: LengthLimit) -> int:
         return len(prompt_token_ids(tokenizer, row.prompt, row.tools))
     except RENDERING_ERRORS as error:
         raise DataError(
-            f"{row.file}: line {row.line}: the chat template refuses the row: {error}"
+            f"{row_place(row.file, row.line)}: the chat template refuses the row: {error}"
         ) from None
 
 

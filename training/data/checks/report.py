@@ -12,6 +12,7 @@ import numpy.typing as npt
 from training.data.checks.labels import label_counts
 from training.data.checks.run import Checked, Result
 from training.data.checks.table import CHECKS
+from training.data.formats import row_place
 
 LANGUAGE_NAMES_SHOWN = 12
 EXAMPLES_SHOWN = 3
@@ -111,7 +112,7 @@ def describe_example(example: dict[str, Any]) -> str:
     """Return one finding with its file, line, column and kind."""
     other = f" ({example['other']})" if "other" in example else ""
     return (
-        f"{example['file']}: line {example['line']}: {example['column']}: "
+        f"{row_place(example['file'], example['line'])}: {example['column']}: "
         f"{example['kind']}{other}: {example['excerpt']}"
     )
 

@@ -20,6 +20,7 @@ from training.data.checks.spool import Spool
 from training.data.checks.table import BEFORE_SPLIT, CHECKS
 from training.data.checks.texts import answers_text, prompt_text
 from training.data.checks.whole import Whole, gather
+from training.data.formats import row_place
 from training.data.row import PARTS, Row
 from training.data.split import choose_heldout
 from tuneline.core.errors import DataError
@@ -253,7 +254,7 @@ def require_accepted(checked: Checked) -> None:
         for example in result.examples:
             other = f" ({example['other']})" if "other" in example else ""
             problems.append(
-                f"{example['file']}: line {example['line']}: {example['column']}: "
+                f"{row_place(example['file'], example['line'])}: {example['column']}: "
                 f"{example['kind']}{other}: {example['excerpt']}"
             )
         more = result.num_rows - len(result.examples)

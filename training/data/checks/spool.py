@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from training.data.formats import row_place
 from training.data.row import Row
 from tuneline.core.disk import cannot_write
 from tuneline.core.progress import progress
@@ -96,7 +97,7 @@ class Spool:
 
     def place(self, index: int) -> str:
         """Return a row's file and line, as messages name them."""
-        return f"{self.file_names[self.files[index]]}: line {self.lines[index]}"
+        return row_place(self.file_names[self.files[index]], self.lines[index])
 
     def _row(self, data: bytes, index: int) -> Row:
         name = self.file_names[self.files[index]]

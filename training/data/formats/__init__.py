@@ -54,6 +54,11 @@ def find_format(path: Path) -> Format:
     return FORMATS.get(format_suffix(path), DEFAULT)
 
 
+def row_place(file: str, number: int) -> str:
+    """Return the place of a row in words: its file, and its line or its number."""
+    return f"{file}: {find_format(Path(file)).unit} {number}"
+
+
 def format_suffix(path: Path) -> str:
     """Return the suffix that names the format, without one that names a compression."""
     suffix = path.suffix.lower()

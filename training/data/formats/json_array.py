@@ -14,6 +14,7 @@ CHUNK_BYTES = 1 << 20
 WHITE_SPACE = " \t\r\n"
 LONGEST_WORD = 16
 """More characters than a token that is cut at the end of a buffer can hide, other than a text."""
+LISTS = "Write objects. Try: jq -c '.[] | {prompt: .[0], completion: .[1]}' FILE > NEW.jsonl"
 
 
 def begins_with_array(stream: Any) -> bool:
@@ -34,7 +35,10 @@ def read_array(stream: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | RowPro
         while buffer.next_character() != "]" or number > 1:
             value = buffer.value()
             if not isinstance(value, dict | RowProblem):
-                value = RowProblem(f"expected a JSON object, found {kind_of(value)}")
+                value = RowProblem(
+                    f"expected a JSON object, found {kind_of(value)}",
+                    hint=LISTS if isinstance(value, list) else None,
+                )
             yield number, value
             number += 1
             if buffer.next_character() == "]":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import shlex
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ ENCODINGS = [
 ]  # fmt: skip
 """Encodings that spreadsheets write, the frequent ones first: a few bytes fit many."""
 MUCH_CHAOS = 0.2
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".log")
 _SYMBOL_IN_WORD = re.compile(r"[^\W\d_][¹³¿¼¾¯£]|[¹³¿¼¾¯£][^\W\d_]")
 """Letters of Polish and its neighbors, if they are read as Western European."""
 
@@ -108,6 +110,11 @@ def hint_for(path: Path) -> str | None:
         first = head.split(b"\n")[0].lstrip(BYTE_ORDER_MARK + b" ")
         if first[:1] not in (b"{", b"[") and (b"," in first or b"\t" in first):
             return "If the file is CSV or TSV, give its name the suffix .csv or .tsv."
+    if is_text and path.suffix.lower() in TEXT_SUFFIXES and head.lstrip()[:1] not in (b"{", b"["):
+        return (
+            "The file is plain text; expected rows. To train each line as a text, try: jq -Rc "
+            f"'select(length > 0) | {{text: .}}' {shlex.quote(str(path))} > NEW.jsonl"
+        )
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from training.data.problem import RowProblem
 from training.data.row import Row
-from training.data.shapes.advice import advise, name_columns
+from training.data.shapes.advice import PAIRS, advise, name_columns
 from training.data.shapes.alpaca import read_alpaca
 from training.data.shapes.compared import read_arena, read_compared
 from training.data.shapes.conversation import read_messages, read_sharegpt
@@ -76,6 +76,8 @@ ANSWERS = (
 )  # fmt: skip
 """Columns that no row of a single column has, unless `data.shape` says so."""
 NEAR = 0.83
+MOST_NAMED = 12
+"""Most columns that a message names."""
 """The similarity from which a name is taken for a misspelling of another."""
 _TYPES = {"messages": "a list of messages", "conversations": "a list of messages"}
 
@@ -196,10 +198,12 @@ def _missing(
     best = max(names, key=fit)
     if not fit(best) and columns and len(names) > 1:
         wanted = "; ".join(" and ".join(SHAPES[name].required) for name in names)
-        found = ", ".join(map(repr, columns))
+        found = ", ".join(map(repr, columns[:MOST_NAMED]))
+        if len(columns) > MOST_NAMED:
+            found += f" and {len(columns) - MOST_NAMED:,} more"
         return (
             f"no shape has the columns {found}; expected one of: {wanted}",
-            advise(columns, ("prompt", "completion")),
+            PAIRS if len(columns) > MOST_NAMED else advise(columns, ("prompt", "completion")),
         )
     absent = [name for name in SHAPES[best].required if name not in given]
     problems = _misspelt(columns, best, NEAR) + [

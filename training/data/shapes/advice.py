@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 
 QUESTIONS = (
     "prompt", "question", "query", "instruction", "problem", "input", "input_text", "user", "text",
-    "질문", "문의내용", "문의", "입력", "내용", "본문", "質問", "問い合わせ内容", "入力", "问题",
-    "输入",
+    "q", "질문", "문의내용", "문의", "입력", "내용", "본문", "質問", "問い合わせ内容", "入力",
+    "问题", "输入",
 )  # fmt: skip
 ANSWERS = (
     "completion", "response", "answer", "output", "output_text", "assistant", "solution", "label",
-    "답변내용", "답변", "응답", "정답", "출력", "回答", "返信", "出力", "答案", "输出", "분류",
+    "a", "답변내용", "답변", "응답", "정답", "출력", "回答", "返信", "出力", "答案", "输出", "분류",
     "카테고리",
 )  # fmt: skip
 CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
@@ -58,6 +58,11 @@ EXPORTS = {
     ),
 }
 """Columns that tell an export whose texts lie inside other values, and what to do."""
+PAIRS = (
+    "If the keys are prompts and their values are answers, try: jq -c 'to_entries[] | {prompt: "
+    ".key, completion: .value}' FILE > NEW.jsonl. Else name the columns, by --column prompt=NAME "
+    "--column completion=NAME."
+)
 
 
 def advise(columns: Sequence[str], absent: Sequence[str]) -> str:

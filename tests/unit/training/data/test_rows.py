@@ -224,7 +224,7 @@ def test_a_column_that_data_columns_names_wrongly_is_changed_there(tmp_path: Pat
 
 
 def test_all_problems_are_shown_then_counted(tmp_path: Path) -> None:
-    bad = [{f"column{number}": "a"} for number in range(NUM_PROBLEMS_SHOWN + 5)]
+    bad = [{f"column{chr(97 + number)}": "a"} for number in range(NUM_PROBLEMS_SHOWN + 5)]
     path = _file(tmp_path, GOOD, *bad)
     with pytest.raises(DataError) as caught:
         read_rows(path)

@@ -44,6 +44,16 @@ def test_lines_name_file_line_and_column(tmp_path: Path) -> None:
     assert "kim.minsu" not in "\n".join(lines)
 
 
+def test_places_in_a_json_array_are_rows(tmp_path: Path) -> None:
+    lines = Path(written(tmp_path / "a.jsonl", clean_rows(20) * 2)).read_text().splitlines()
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([json.loads(line) for line in lines], indent=1))
+    report = check_files([str(path)])
+    (duplicates,) = [c for c in report.document["checks"] if c["check"] == "duplicates"]
+    assert duplicates["examples"][0]["other"] == f"{path}: row 1"
+    assert any(line.startswith(f"  {path}: row 21: ") for line in report.lines)
+
+
 def test_several_files_are_checked_together(tmp_path: Path) -> None:
     rows = clean_rows(20)
     paths = [written(tmp_path / name, rows) for name in ("a.jsonl", "b.jsonl")]

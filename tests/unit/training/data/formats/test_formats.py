@@ -171,6 +171,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes, problem
 
 
 KOREAN = "비밀번호를 잊어버렸어요,재설정해 주세요\n"
+PAIRS = {f"Question {n}?": f"Answer {n}" for n in range(40)}
 JAPANESE = "パスワードを忘れました,再設定してください\n"
 
 
@@ -190,6 +191,9 @@ JAPANESE = "パスワードを忘れました,再設定してください\n"
         ("a.tsv", b"prompt,completion\na,b\n", "the suffix .csv"),
         ("a.csv", b"text,label\nfine,good\n", "--column prompt=text --column completion=label"),
         ("a.jsonl", b"prompt,completion\na,b\n", "the suffix .csv or .tsv"),
+        ("a b.txt", b"Once upon\na time.\n", "jq -Rc 'select(length > 0) | {text: .}' '"),
+        ("a.json", b'[["a", "b"]]', "'.[] | {prompt: .[0], completion: .[1]}'"),
+        ("a.json", json.dumps(PAIRS).encode(), "'to_entries[] | {prompt: .key, completion: ."),
     ],
 )
 def test_a_file_of_another_format_gets_a_hint(
@@ -200,6 +204,7 @@ def test_a_file_of_another_format_gets_a_hint(
     with pytest.raises(DataError) as caught:
         read_rows(path)
     assert hint in (caught.value.hint or "")
+    assert len(caught.value.message) < 1600
 
 
 HELD_OTHERWISE: dict[str, Any] = {
