@@ -47,6 +47,12 @@ def answers(endpoint: Endpoint, options: Mapping[str, Any] = MappingProxyType({}
                     yield text
                 thought, ended = _reasoning(chunk)
                 num_thought, finish = num_thought + len(thought), ended or finish
+            if finish is None:
+                raise ServerError(
+                    f"{endpoint.url}: the stream ended without a finish_reason: the answer may be "
+                    "cut",
+                    hint="The server or a proxy closed it. Ask again, or read the server's log.",
+                )
             if num_thought and not has_text:
                 raise ServerError(
                     f"{endpoint.url}: the answer is {num_thought:,} characters of reasoning and no "

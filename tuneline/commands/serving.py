@@ -26,6 +26,7 @@ from tuneline.commands.option_values import (
 from tuneline.commands.options import AsJson, KeyEnv, ModelName, Overrides, RunsDir, Url
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
+from tuneline.core.progress import logger
 from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
     from tuneline.core.endpoint import Endpoint
     from tuneline.models.source import ModelSource
+
+KEYS = "/new forgets the conversation, Ctrl-C stops an answer, /exit ends"
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,7 @@ def _talk_to_both(
     }
     console = Console()
     if message is None:
+        logger.info(KEYS)
         # Here Ctrl-C ends an answer, not the program.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         converse_with_each(answer_to, system, console=console)
@@ -352,6 +356,7 @@ def _talk(
     from serving import converse
 
     if message is None:
+        logger.info(KEYS)
         # Here Ctrl-C ends an answer, not the program.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         converse(answer_to, system)

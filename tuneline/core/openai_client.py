@@ -176,10 +176,11 @@ def stream_text(chunk: Any, endpoint: Endpoint) -> str:
 
 
 def _check_finish(choice: Any, endpoint: Endpoint) -> None:
-    """Check that an answer did not end with an error, as OpenRouter marks it."""
-    if getattr(choice, "finish_reason", None) == "error":
+    """Check that an answer did not end with an error, as OpenRouter and vLLM mark it."""
+    finish = getattr(choice, "finish_reason", None)
+    if finish in ("error", "abort"):
         words = _words_of({"error": getattr(choice, "error", None) or "no reason given"})
-        raise ServerError(f"{endpoint.url}: the answer ended with finish_reason error: {words}")
+        raise ServerError(f"{endpoint.url}: the answer ended with finish_reason {finish}: {words}")
 
 
 def _words_of(answer: Any) -> str:

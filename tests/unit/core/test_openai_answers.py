@@ -141,13 +141,15 @@ def delta(content: object, finish: str | None = None, **more: object) -> dict[st
         (stream(delta("a"), {"error": {"message": "died"}}), "died"),
         (stream(delta("", "error", error={"message": "provider died"})), "provider died"),
         (stream(delta("", "error")), "no reason given"),
+        (stream(delta("Half"), delta("", "abort")), "finish_reason abort"),
+        (stream(delta("Half")), "the stream ended without a finish_reason"),
     ],
 )
 def test_an_error_inside_a_stream_is_shown_and_the_conversation_goes_on(
     server: Server, reply: tuple[str, bytes, dict[str, str]], words: str
 ) -> None:
     parts = [{"type": "text", "text": "Good "}, {"type": "text", "text": "day."}]
-    server.replies = [stream(delta(parts)), reply, stream(delta("Again."))]
+    server.replies = [stream(delta(parts, "stop")), reply, stream(delta("Again.", "stop"))]
     questions = iter(["one", "two", "three", "/exit"])
     written: list[str] = []
     answered = converse(
