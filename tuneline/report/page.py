@@ -64,7 +64,8 @@ def _lead(facts: Facts) -> Text:
     release = facts.release
     if release is None:
         total = len(facts.made) + len(facts.absent)
-        return f"{len(facts.made)} of {total} stages have an artifact. Next: {facts.up}"
+        following = facts.up if facts.absent else facts.again("release")
+        return f"{len(facts.made)} of {total} stages have an artifact. Next: {following}"
     named = Code(f"{release.model.served_name}@{short_digest(release.model.digest)}")
     data = release.data
     trained = (

@@ -22,8 +22,9 @@ from tests.integration.release.line import (
 from tests.unit.core.page.pages import HOSTILE
 from tests.unit.core.page.test_to_html import Reader
 from tuneline.core.release import Outcome, read_release
-from tuneline.report.facts import facts_of_folder
+from tuneline.report.facts import Facts, facts_of_folder
 from tuneline.report.junit import junit_text
+from tuneline.report.page import report_document
 
 FORGETTING = {"evaluation": {"metrics": ["exact_match"], "forgetting": True}}
 
@@ -196,6 +197,15 @@ def test_a_run_without_a_release_shows_its_artifacts_and_what_lacks(tmp_path: Pa
     (error,) = case.result
     assert isinstance(error, Error)
     assert "tuneline release" in error.message
+
+
+@pytest.mark.parametrize(
+    ("absent", "following"),
+    [({"loadtest": "not made yet"}, "tuneline up run.yaml"), ({}, "tuneline release run.yaml")],
+)
+def test_the_top_of_a_run_names_the_next_command(absent: dict[str, str], following: str) -> None:
+    page = report_document(Facts("a", "tuneline up run.yaml", None, {}, absent))
+    assert str(page.lead).endswith(f"Next: {following}")
 
 
 def test_a_release_about_other_artifacts_is_not_shown(tmp_path: Path) -> None:
