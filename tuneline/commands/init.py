@@ -17,9 +17,10 @@ from tuneline.commands.data import (
     Split,
     column_map,
 )
-from tuneline.commands.option_values import refuse, required
+from tuneline.commands.option_values import refuse
 from tuneline.commands.options import AsJson
 from tuneline.commands.printing import emit
+from tuneline.core.errors import ConfigError
 
 
 def init(
@@ -68,7 +69,7 @@ def init(
     from tuneline.models.source import resolve_model
     from tuneline.pipeline.first_run import write_first_run
 
-    file, name = required(data, "--data"), required(base, "--base")
+    file, name = _both(data, base)
     model = resolve_model(name, relative_to=Path())
     written_name = os.path.relpath(name, out.parent) if Path(name).is_dir() else name
     options = {"columns": column_map(columns or []), "shape": shape, "split": split}
@@ -85,6 +86,22 @@ def init(
     }
     found = f"{facts.counts.num_kept:,} rows of kind {facts.kind}"
     emit(document, [f"{found}; the longest has {facts.longest:,} tokens", *left, *done], as_json)
+
+
+def _both(data: str | None, base: str | None) -> tuple[str, str]:
+    """Return data and base model.
+
+    Raises:
+        ConfigError: One of them is not given.
+    """
+    if data is not None and base is not None:
+        return data, base
+    missing = [name for name, value in (("--data", data), ("--base", base)) if value is None]
+    raise ConfigError(
+        f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required here",
+        hint="Try: tuneline init --data rows.jsonl --base Qwen/Qwen3-0.6B, or with the shipped "
+        "small model --base tiny-base. For the file of another trainer: tuneline init --from FILE",
+    )
 
 
 def _take_over(source: Path, out: Path, done: list[str], as_json: bool) -> None:

@@ -16,6 +16,7 @@ T = TypeVar("T")
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_KEY_ENV = "VLLM_API_KEY"
 EXAMPLES = {
+    "--data": "--data FILE",
     "--out": "--out DIR",
     "--model": "--model NAME",
     "--to": "--to s3://BUCKET/PATH",

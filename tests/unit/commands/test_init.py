@@ -159,7 +159,8 @@ def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((), "--data is required here"),
+        ((), "--data and --base are required here"),
+        (("--base", "tiny-base"), "--data is required here"),
         (("--data", "rows.jsonl"), "--base is required here"),
         (("--data", "none.csv", "--base", "tiny-base"), "it starts from this folder"),
         (("--data", "mixed.jsonl", "--base", "tiny-base"), "rows of several kinds: 1 of kind ans"),
