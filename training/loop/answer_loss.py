@@ -89,10 +89,16 @@ def _answer_loss(model: Any, *args: Any, labels: torch.Tensor, **kwargs: Any) ->
     return loss_of_hidden(model, hidden.flatten(0, 1).index_select(0, trained), targets[trained])
 
 
-def loss_of_hidden(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> Any:
-    """Return the summed loss in nats of last hidden states, (tokens, hidden), and their targets."""
+def loss_of_hidden(
+    model: Any, hidden: torch.Tensor, targets: torch.Tensor, num_at_once: int = 1
+) -> Any:
+    """Return the summed loss in nats of last hidden states, (tokens, hidden), and their targets.
+
+    Args:
+        num_at_once: How many threads compute one, and share the memory of the logits.
+    """
     head = model.get_output_embeddings()
-    rows = max(64, CHUNK_LOGITS // head.weight.shape[0])
+    rows = max(64, CHUNK_LOGITS // (head.weight.shape[0] * num_at_once))
     if head.weight.dtype is torch.bfloat16:
         return _HalfLoss.apply(hidden, head.weight, targets, rows)
     return linear_cross_entropy(

@@ -193,7 +193,7 @@ def loss_in_shares(
     base = model.get_base_model()
     shares, num_workers = divide(rows, threads.number)
     own = threads.number // num_workers
-    compute = functools.partial(_loss_and_gradients, base, threads.parameters, own)
+    compute = functools.partial(_loss_and_gradients, base, threads.parameters, own, num_workers)
     before = torch.get_num_threads()
     with attention_of_trees(base.config):
         try:
@@ -236,7 +236,11 @@ def divide(rows: Sequence[Row], num_threads: int) -> tuple[list[list[Row]], int]
 
 
 def _loss_and_gradients(
-    base: Any, parameters: Sequence[torch.Tensor], num_threads: int, rows: Sequence[Row]
+    base: Any,
+    parameters: Sequence[torch.Tensor],
+    num_threads: int,
+    num_at_once: int,
+    rows: Sequence[Row],
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
     torch.set_num_threads(num_threads)  # OpenMP has a number for each thread
     tree = tree_of([ids for ids, _ in rows])
@@ -250,7 +254,7 @@ def _loss_and_gradients(
         return torch.zeros(()), [None] * len(parameters)
     places, targets = torch.tensor(predicting).unbind(1)
     hidden = decode_tree(base.base_model, tree, trained=places.unique())
-    loss = loss_of_hidden(base, hidden.index_select(0, places), targets)
+    loss = loss_of_hidden(base, hidden.index_select(0, places), targets, num_at_once)
     return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
