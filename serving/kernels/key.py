@@ -12,12 +12,18 @@ from tuneline.core.digests import short_digest
 from tuneline.core.environment import cpu_name, gpu_names
 from tuneline.core.requirements import installed_version
 
-# Flags that differ between two starts of one artifact, or that no kernel depends on.
+# Flags that differ between two starts of one artifact, or that only the HTTP server reads.
 NOT_COMPILED = frozenset({
+    "--allow-credentials", "--allowed-headers", "--allowed-methods", "--allowed-origins",
+    "--api-server-count", "--chat-template", "--chat-template-content-format",
     "--default-chat-template-kwargs", "--disable-fastapi-docs", "--disable-uvicorn-access-log",
-    "--generation-config", "--host", "--lora-modules", "--middleware", "--port",
-    "--runner", "--scheduling-policy", "--served-model-name", "--shutdown-timeout",
-    "--stream-interval", "--structured-outputs-config", "--tokenizer",
+    "--enable-auto-tool-choice", "--enable-log-requests", "--enable-prompt-tokens-details",
+    "--generation-config", "--host", "--lora-modules", "--middleware", "--otlp-traces-endpoint",
+    "--override-generation-config", "--port", "--reasoning-parser", "--reasoning-parser-plugin",
+    "--response-role", "--runner", "--scheduling-policy", "--served-model-name",
+    "--shutdown-timeout", "--stream-interval", "--structured-outputs-config", "--tokenizer",
+    "--tool-call-parser", "--tool-parser-plugin", "--tool-server", "--tool-strict-level",
+    "--uvicorn-log-level",
 })  # fmt: skip
 
 

@@ -49,8 +49,11 @@ def test_the_place_of_a_server_is_not_in_the_key(place: dict[str, Any]) -> None:
         {"log_format": "json"},
         {"port": 8001},
         {"extra_args": {"stream_interval": 8, "scheduling_policy": "priority"}},
+        {"extra_args": {"tool_call_parser": "hermes", "enable_auto_tool_choice": True}},
+        {"extra_args": {"allowed_origins": ["https://a.example"], "chat_template": "a.jinja"}},
+        {"limits": {"max_tokens": 64}},
     ],
-    ids=lambda serving: next(iter(serving)),
+    ids=str,
 )
 def test_settings_that_compile_nothing_are_not_in_the_key(serving: dict[str, Any]) -> None:
     assert name_of(**serving) == name_of()
