@@ -50,6 +50,7 @@ from serving.middleware.inner import call_inner
 from serving.middleware.key_file import Key
 from serving.middleware.keys import Keys
 from serving.middleware.left_files import remove_left_files
+from serving.middleware.lost_fields import refuse_lost_fields
 from serving.middleware.metrics import (
     ADAPTER_REQUESTS,
     ADAPTER_SECONDS,
@@ -247,6 +248,7 @@ class TunelineMiddleware:
         if fields is None:
             return None, body
         check_fields(fields, self.settings, key)
+        refuse_lost_fields(exchange.scope["path"], fields)
         return self._choose_model(exchange, fields, body)
 
     async def _body(self, exchange: Exchange) -> bytes:

@@ -3,6 +3,7 @@ scripts of examples/clients as they are."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -124,6 +125,79 @@ def test_openai_tools_that_the_model_does_not_call(client: openai.OpenAI, choice
     assert not answer.choices[0].message.tool_calls
 
 
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "hours"}}]
+)
+def test_openai_tools_that_the_model_must_call(client: openai.OpenAI, choice: Any) -> None:
+    """The model has learnt no calls: without a limit of blanks it writes them to `max_tokens`."""
+    options: Any = {
+        **GREEDY, "max_tokens": 150, "tools": TOOLS, "tool_choice": choice,
+        "parallel_tool_calls": False,
+    }  # fmt: skip
+    answer = client.chat.completions.create(**options)
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    arguments = json.loads(call.function.arguments)
+    assert call.function.name == "hours" and arguments["team"] in ("billing", "access")
+    deltas = [
+        delta
+        for chunk in client.chat.completions.create(**options, stream=True)
+        for delta in chunk.choices[0].delta.tool_calls or []
+        if delta.function is not None
+    ]
+    streamed = "".join(delta.function.arguments or "" for delta in deltas if delta.function)
+    assert json.loads(streamed) == arguments
+
+
+def test_openai_responses_with_a_tool_that_the_model_must_call(client: openai.OpenAI) -> None:
+    tool = {"type": "function", **TOOLS[0]["function"]}
+    options: Any = {
+        "model": "tickets", "input": QUESTION, "temperature": 0, "max_output_tokens": 150,
+        "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False,
+    }  # fmt: skip
+    answer = client.responses.create(**options)
+    (call,) = answer.output
+    assert call.type == "function_call" and call.name == "hours"
+    assert json.loads(call.arguments)["team"] in ("billing", "access")
+
+
+def test_openai_responses_with_log_probabilities_and_a_schema(client: openai.OpenAI) -> None:
+    options: Any = {"model": "tickets", "input": QUESTION, "temperature": 0}
+    answer = client.responses.create(
+        **options, max_output_tokens=24, include=["message.output_text.logprobs"], top_logprobs=3
+    )
+    (message,) = answer.output
+    assert message.type == "message"
+    (content,) = message.content
+    assert content.type == "output_text" and content.text == ANSWER
+    logprobs = content.logprobs or []
+    assert "".join(step.token for step in logprobs).startswith(ANSWER)
+    assert {len(step.top_logprobs) for step in logprobs} == {3}
+    parsed = client.responses.parse(**options, max_output_tokens=64, text_format=Ticket)
+    assert isinstance(parsed.output_parsed, Ticket)
+    short = client.responses.create(**options, max_output_tokens=4)
+    assert short.status == "incomplete" and short.incomplete_details is not None
+    assert short.incomplete_details.reason == "max_output_tokens"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"background": True}, "background: The server keeps no responses"),
+        ({"conversation": "conv_1"}, "conversation: The server keeps no conversations"),
+        ({"tools": [{"type": "web_search"}]}, "tools: A tool of this type runs at OpenAI"),
+        ({"prompt": {"id": "p"}}, "prompt template is not supported"),
+    ],
+)
+def test_openai_responses_that_need_a_store_are_refused(
+    client: openai.OpenAI, changes: Any, problem: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=problem):
+        client.responses.create(model="tickets", input=QUESTION, **changes)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve("resp_1")
+
+
 def test_openai_responses(client: openai.OpenAI) -> None:
     options: Any = {"model": "tickets", "input": QUESTION, "temperature": 0}
     answer = client.responses.create(**options, max_output_tokens=24)
@@ -169,8 +243,9 @@ def test_openai_errors_are_their_classes(
 def test_openai_fields_that_vllm_ignores(client: openai.OpenAI) -> None:
     """Clients that need these fields get no error and no effect; docs/serving.md says so."""
     answer = client.chat.completions.create(
-        **GREEDY, store=True, metadata={"a": "b"}, user="u", extra_body={"max_token": 1}
-    )
+        **GREEDY, store=True, metadata={"a": "b"}, user="u", service_tier="flex",
+        prompt_cache_key="k", reasoning_effort="low", verbosity="low", extra_body={"max_token": 1},
+    )  # fmt: skip
     assert answer.choices[0].message.content == ANSWER
 
 
