@@ -158,7 +158,8 @@ class ServingConfig(StrictModel):
     """Routes that are open next to chat, completions and models: `/v1/responses`; `/v1/messages`,
     which Anthropic's client calls; `/tokenize` and `/detokenize`, for admin keys; `page`, which is
     `/chat` in a browser. Vectors and scores take the place of text: `/v1/embeddings`; `/pooling`;
-    `/classify`; `score`, which is `/score` and `/rerank`."""
+    `/classify`; `score`, which is `/score`, `/rerank`,
+    `/v1/rerank` and `/v2/rerank`."""
     aliases: list[ModelAlias] = Field(default_factory=list, json_schema_extra={"keyed": False})
     """More names of the model, after the run's own. A canary needs the name of the run whose
     requests it gets a share of."""

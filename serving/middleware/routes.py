@@ -29,6 +29,8 @@ class Route:
 PAIRS = ("documents", "items", "queries", "text_1", "text_2", "data_1", "data_2")
 """Fields of which two hold the two sides of pairs."""
 
+RERANK = Route(is_work=True, option="score", names_model=True, pools=True, lists=PAIRS)
+
 ROUTES = {
     "/v1/chat/completions": Route(is_work=True, names_model=True, pools=False),
     "/v1/completions": Route(is_work=True, names_model=True, pools=False, lists=("prompt",)),
@@ -46,7 +48,9 @@ ROUTES = {
         is_work=True, option="classify", names_model=True, pools=True, lists=("input",)
     ),
     "/score": Route(is_work=True, option="score", names_model=True, pools=True, lists=PAIRS),
-    "/rerank": Route(is_work=True, option="score", names_model=True, pools=True, lists=PAIRS),
+    "/rerank": RERANK,
+    "/v1/rerank": RERANK,  # Jina's clients and LiteLLM
+    "/v2/rerank": RERANK,  # Cohere's client
     "/tokenize": Route(needs_admin=True, option="tokenize", names_model=True),
     "/detokenize": Route(needs_admin=True, option="tokenize", names_model=True),
     "/v1/adapters": Route(needs_admin=True, option="adapters"),

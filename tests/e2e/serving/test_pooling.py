@@ -166,6 +166,8 @@ def test_each_text_of_a_list_counts_as_a_request(
         ("/pooling", {"input": "x"}),
         ("/score", {"queries": "x", "documents": ["y"]}),
         ("/rerank", {"query": "x", "documents": ["y"]}),
+        ("/v1/rerank", {"query": "x", "documents": ["y"], "top_n": 1}),
+        ("/v2/rerank", {"query": "x", "documents": ["y"], "top_n": 1}),
     ],
 )
 def test_a_route_of_vectors_is_guarded(

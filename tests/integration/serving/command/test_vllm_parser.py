@@ -134,7 +134,7 @@ def test_every_boolean_flag_can_be_given_as_true_and_false(parser: Any) -> None:
         (["responses", "messages", "tokenize", "page"], ["/v1/chat/completions", "/tokenize"]),
         (
             ["embeddings", "pooling", "classify", "score"],
-            ["/v1/embeddings", "/pooling", "/classify", "/score", "/rerank"],
+            ["/v1/embeddings", "/pooling", "/classify", "/score", "/rerank", "/v2/rerank"],
         ),
     ],
 )

@@ -33,7 +33,7 @@ def test_an_option_opens_its_routes(option: str, paths: set[str]) -> None:
         ("embeddings", {"/v1/embeddings"}),
         ("pooling", {"/pooling"}),
         ("classify", {"/classify"}),
-        ("score", {"/score", "/rerank"}),
+        ("score", {"/score", "/rerank", "/v1/rerank", "/v2/rerank"}),
     ],
 )
 def test_routes_of_vectors_take_the_place_of_text(option: str, paths: set[str]) -> None:
@@ -47,7 +47,7 @@ def test_a_drain_refuses_only_what_runs_the_model() -> None:
     work = {path for path, route in ROUTES.items() if route.is_work}
     assert work == {
         "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
-        "/v1/embeddings", "/pooling", "/classify", "/score", "/rerank",
+        "/v1/embeddings", "/pooling", "/classify", "/score", "/rerank", "/v1/rerank", "/v2/rerank",
     }  # fmt: skip
     assert all(route.names_model for route in ROUTES.values() if route.is_work)
 
