@@ -30,7 +30,9 @@ OPTIONS_OF_OTHERS = {
 }  # fmt: skip
 WORDS_OF_OTHERS = {
     "openai_frontend": "Triton", "guided_json": "vLLM", "reasoning_effort": "OpenAI",
-    "t_intended": "a formula", "t_sent": "a formula", "proxy_buffering": "nginx",
+    "previous_response_id": "OpenAI", "code_interpreter": "OpenAI", "web_search_preview": "OpenAI",
+    "safety_identifier": "OpenAI", "tool_server": "vLLM", "t_intended": "a formula",
+    "t_sent": "a formula", "proxy_buffering": "nginx",
 }  # fmt: skip
 CODE = ("tuneline", "training", "export", "serving", "loadtest", "k8s", "benchmarks", "scripts")
 
