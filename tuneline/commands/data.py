@@ -239,7 +239,7 @@ def column_map(columns: list[str]) -> dict[str, str | None]:
 
 def data_show(
     file: DataFile,
-    row: Annotated[int, typer.Option("--row", min=1, help="The row, from 1.")],
+    row: Annotated[int, typer.Option("--row", min=1, help="The row, from 1.")] = 1,
     base: Annotated[
         str, typer.Option(metavar="MODEL", help="The base model: a folder, an id, or tiny-base.")
     ] = "tiny-base",
