@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.client.http1 import Framer, ProtocolError
+from loadtest.client.http1 import Framer, ProtocolError, size_line
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX: y\r\n\r\n"
@@ -50,6 +50,49 @@ def test_a_chunked_body_that_is_cut_is_not_whole() -> None:
     framer = Framer()
     framer.feed(CHUNKED[:-2])
     assert not framer.close()
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_status_without_a_body_ends_with_its_head(status: int) -> None:
+    framer = Framer()
+    assert framer.feed(b"HTTP/1.1 %d X\r\nDate: now\r\n\r\n" % status)
+    assert framer.status == status
+    assert framer.keep_alive and not framer.surplus
+
+
+def test_a_response_has_begun_with_its_first_byte() -> None:
+    framer = Framer()
+    assert not framer.begun
+    framer.feed(INTERIM[:5])
+    assert framer.begun
+    framer.feed(INTERIM[5:25])
+    assert not framer.begun  # the interim response is over
+    framer.feed(LENGTH[:-5])
+    assert framer.begun
+
+
+def test_between_chunks_is_where_the_next_size_comes() -> None:
+    framer = Framer()
+    found = []
+    for place in range(len(CHUNKED)):
+        framer.feed(CHUNKED[place : place + 1])
+        if framer.between_chunks:
+            found.append(place + 1)
+    head = CHUNKED.index(b"5\r\n")
+    # After the head, and after each of the three chunks.
+    assert found == [head, head + 10, head + 10 + 12, head + 10 + 12 + 12]
+
+
+@pytest.mark.parametrize("size", [1, 9, 15, 16, 255, 256, 4095, 4096, 65535, 65536])
+def test_a_chunk_is_told_by_its_size_line(size: int) -> None:
+    line = b"%x\r\n" % size
+    assert size_line(len(line) + size + 2) == line
+
+
+# An empty chunk takes 5 bytes, and 0xf bytes 20. A chunk of 0x10 bytes takes 22.
+@pytest.mark.parametrize("num_bytes", [0, 1, 5, 21])
+def test_a_read_of_another_length_matches_no_size_line(num_bytes: int) -> None:
+    assert len(size_line(num_bytes)) > num_bytes
 
 
 def test_bytes_after_the_end_are_noticed() -> None:
