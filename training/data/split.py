@@ -69,6 +69,24 @@ def _strata(unit: npt.NDArray[np.int64], strata: Keys) -> Keys:
     return most
 
 
+def untied_prompts(prompts: Keys, groups: Keys) -> Keys:
+    """Return keys of prompts for a split by group, in which shared prompts do not tie the groups.
+
+    Prompts such as a greeting may tie most groups into one unit, and no split is left. Then a
+    prompt has a key of its own in each group; it may be on both sides, where the check of leaks
+    finds it. Other prompts keep their keys.
+    """
+    unit = _units(prompts, groups)
+    _, first = np.unique(prompts, return_index=True)
+    if 2 * np.bincount(unit[first]).max(initial=0) <= len(first):
+        return prompts
+    pairs = np.unique(np.stack([prompts, groups], axis=1), axis=0)
+    shared, counts = np.unique(pairs[:, 0], return_counts=True)
+    is_shared = np.isin(prompts, shared[counts > 1])
+    apart = (prompts ^ groups) * np.uint64(0x9E3779B97F4A7C15)
+    return np.where(is_shared, apart, prompts)
+
+
 def count_units(prompts: Keys, groups: Keys | None = None) -> int:
     """Return the number of units: of rows that are on one side together."""
     return int(_units(prompts, groups).max(initial=-1)) + 1

@@ -92,8 +92,8 @@ def _checked(name: str, function: Callable[..., Any]) -> Rewards:
         for index, value in enumerate(values):
             if not _is_finite(value):
                 raise ConfigError(
-                    f"{key}: the reward of answer {index + 1} is {value!r}; expected a finite "
-                    "number"
+                    f"{key}: the reward of answer {index + 1} is {repr(value)[:60]}; expected a "
+                    "finite number"
                 )
         return [float(value) for value in values]
 

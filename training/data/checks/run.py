@@ -22,9 +22,9 @@ from training.data.checks.texts import answers_text, prompt_text
 from training.data.checks.whole import Whole, gather
 from training.data.formats import row_place
 from training.data.row import PARTS, Row
-from training.data.split import choose_heldout
+from training.data.split import choose_heldout, untied_prompts
 from tuneline.core.errors import DataError
-from tuneline.core.progress import progress
+from tuneline.core.progress import logger, progress
 
 NUM_EXAMPLES = 10
 EXCERPT_LENGTH = 80
@@ -142,10 +142,20 @@ def _common_shingles(spool: Spool) -> Any:
 
 def _hold_out(whole: Whole, split: Split) -> None:
     kept = whole.kept()
+    prompts, groups = whole.prompt[kept], whole.group[kept] if split.group_by else None
+    if groups is not None:
+        untied = untied_prompts(prompts, groups)
+        if num_shared := len(np.unique(prompts[untied != prompts])):
+            logger.info(
+                "  %d prompts are in several groups by %r and would tie most of them together; "
+                "training rows with a prompt that is held out are leaks",
+                num_shared, split.group_by,
+            )  # fmt: skip
+        prompts = untied
     whole.heldout[kept] = choose_heldout(
-        whole.prompt[kept],
+        prompts,
         split.fraction,
-        groups=whole.group[kept] if split.group_by else None,
+        groups=groups,
         strata=whole.stratum[kept] if split.stratify_by else None,
     )
     # A dropped duplicate votes on the side of its original.

@@ -256,6 +256,20 @@ def test_a_split_or_a_weight_that_leaves_no_row_says_why(
     assert not (tmp_path / "ds").exists()
 
 
+def test_a_prompt_that_all_groups_share_does_not_tie_them(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": prompt, "completion": f"answer {n} of {who}", "who": who}
+        for who in range(10)
+        for n, prompt in enumerate(("Hello", f"order {who * 37}", f"bill {who * 59}"))
+    ]
+    dataset = _prepare_rows(tmp_path, rows, group_by="who", heldout_fraction=0.2)
+    train, held = (dataset_rows(dataset, file) for file in (TRAIN_FILE, HELDOUT_FILE))
+    assert {row.fields["who"] for row in train}.isdisjoint(row.fields["who"] for row in held)
+    # Two of ten groups with three rows each; the greetings of the other eight are leaks.
+    assert (len(held), len(train)) == (6, 16)
+    assert dataset.manifest.metrics["dropped"] == {"prompt is held out": 8, "held out": 6}
+
+
 @pytest.mark.parametrize(
     ("column", "number"), [("pair", "10 of 20 prompts are held out"), ("half", None)]
 )
