@@ -120,7 +120,8 @@ def forgetting_lines(metrics: dict[str, Any]) -> list[str]:
             f"  {name:14} {skill['base']:6.1%} → {skill['tuned']:6.1%}  "
             f"(95 %: {100 * low:+.1f} to {100 * high:+.1f} points)  {skill['verdict']}"
         )
-    if repeats := metrics.get("repeats"):
+    repeats = metrics.get("repeats")
+    if repeats and repeats["base"]["num_asked"]:
         base, tuned = repeats["base"], repeats["tuned"]
         lines.append(
             f"  {base['num_asked']} items differ. Asked again, {base['num_changed']} answers of "

@@ -11,7 +11,7 @@ from typing import Any
 
 from training.data.exact_json import parse_json
 from training.data.problem import RowProblem, excerpt, kind_of
-from training.data.shapes.values import as_list, parsed
+from training.data.shapes.values import as_list, check_text, parsed
 
 SCHEMAS = ("input_schema", "inputSchema")
 """Names of a tool's `parameters`: Anthropic's API, and MCP."""
@@ -78,7 +78,13 @@ def read_calls(value: Any, where: str) -> list[dict[str, Any]]:
                 raise RowProblem(f"{at}.arguments: {problem}") from None
         if not isinstance(arguments, dict):
             raise RowProblem(f"{at}.arguments: expected an object, found {kind_of(arguments)}")
-        made: dict[str, Any] = {"id": call["id"]} if call.get("id") else {}
+        made: dict[str, Any] = {"id": read_id(call["id"], f"{at}.id")} if call.get("id") else {}
         made |= {"type": "function"}
         read.append({**made, "function": {"name": function["name"], "arguments": arguments}})
     return read
+
+
+def read_id(value: Any, where: str) -> str:
+    """Return the id of a call as text; some logs count the calls."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return check_text(str(value) if is_number else value, where)

@@ -15,7 +15,7 @@ from typing import Any
 from training.data.exact_json import parse_json
 from training.data.problem import RowProblem, excerpt, kind_of
 from training.data.shapes.blocks import without_blocks
-from training.data.shapes.calls import read_calls
+from training.data.shapes.calls import read_calls, read_id
 from training.data.shapes.values import as_list, check_text, joined_text
 from tuneline.core.messages import Message
 
@@ -163,9 +163,10 @@ def _read_message(turn: Any, where: str) -> tuple[Message, bool]:
         text = joined_text(content, f"{where}.content")
         may_be_empty = role in ("tool", "system")  # an empty system message has tokens, too
         message["content"] = check_text(text, f"{where}.content", may_be_empty=may_be_empty)
-    for key in ("name", "tool_call_id"):
-        if given.get(key):
-            message[key] = check_text(given[key], f"{where}.{key}")
+    if given.get("name"):
+        message["name"] = check_text(given["name"], f"{where}.name")
+    if given.get("tool_call_id"):
+        message["tool_call_id"] = read_id(given["tool_call_id"], f"{where}.tool_call_id")
     return message, _is_trained(given, where)
 
 
@@ -178,8 +179,9 @@ def _assistant_parts(named: str, given: Mapping[str, Any], content: Any, where: 
         calls = given.get("tool_calls") or given.get("function_call")
         if not content and given.get("refusal"):  # OpenAI has the words of a refusal here
             content = given["refusal"]
-    if calls:
-        parts["tool_calls"] = read_calls(calls, f"{where}.tool_calls")
+    # A list without a call may be JSON text.
+    if calls := read_calls(calls, f"{where}.tool_calls") if calls else []:
+        parts["tool_calls"] = calls
     if content is not None:
         text = joined_text(content, f"{where}.content")
         parts["content"] = check_text(text, f"{where}.content", may_be_empty=bool(calls))

@@ -389,3 +389,31 @@ def test_a_mapped_column_that_is_missing_is_named(tmp_path: Path) -> None:
     config = SourceConfig(path="rows.jsonl", columns={"prompt": "query"})
     with pytest.raises(Exception, match=r"missing field 'query', which data\.columns names"):
         read_rows(path, config=config)
+
+
+def _calling(call_id: Any, *, calls: Any = None) -> dict[str, Any]:
+    call = {"id": call_id, "function": {"name": "look", "arguments": {}}}
+    asks = {"role": "assistant", "content": "", "tool_calls": [call] if calls is None else calls}
+    result = {"role": "tool", "content": "sun", "tool_call_id": call_id}
+    return {"messages": [{"role": "user", "content": "W?"}, asks, result,
+                         {"role": "assistant", "content": "Sun."}]}  # fmt: skip
+
+
+def test_a_number_as_the_id_of_a_call_is_text() -> None:
+    row = read_shape(_calling(1))
+    assert row.prompt[1]["tool_calls"][0]["id"] == row.prompt[2]["tool_call_id"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (_calling({"a": 1}), r"messages\[1\].tool_calls\[0\].id: "),
+        (_calling(True), r"messages\[1\].tool_calls\[0\].id: "),
+        (_calling("a", calls="[]"), r"messages\[1\].content: is empty"),
+    ],
+)
+def test_a_call_without_a_usable_id_or_without_a_call_is_refused(
+    row: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RowProblem, match=message):
+        read_shape(row)
