@@ -44,7 +44,7 @@ from training.prepared import Prepared, prepare_training
 from training.tracking.curves import draw_curves
 from training.tracking.figures import FiguresOfTraining
 from training.tracking.reporting import Reporting, chosen_trackers, opened_trackers
-from training.tracking.tracker import TrackedRun
+from training.tracking.tracker import TRACKING, TrackedRun
 from tuneline.core.artifact import Artifact, file_input, new_artifact, open_artifact
 from tuneline.core.config import keyed_values
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
@@ -53,10 +53,6 @@ from tuneline.core.progress import logger
 from tuneline.core.python_file import imported_files
 from tuneline.models.chat import date_facts
 from tuneline.models.source import ModelSource, computed_dtype
-
-TRACKING = "tracking"
-"""The directory next to an adapter with the figures of its training. They are not files of the
-artifact: speed and memory differ between equal runs, whose artifacts have equal digests."""
 
 
 def train_adapter(

@@ -25,6 +25,7 @@ from training.search.study import (
     point_folder,
     study_lock,
 )
+from training.tracking.tracker import TRACKING
 from tuneline.core.errors import ConfigError, DataError, GpuMemoryError, VerdictError
 from tuneline.core.progress import logger
 
@@ -136,10 +137,19 @@ def _run_trial(
         best = _best(study)
         for other in (folder / "points").glob("*"):
             if not _is_kept(study, config, other, best):
+                _keep_curves(other, folder / TRACKING / other.name)
                 shutil.rmtree(other)
     is_best = best is not None and trial.number == best.number
     said = f"{config.metric} {value:.6g}" if value is not None else str(reason).split("\n")[0]
     logger.info("trial %d: %s%s", trial.number, said, ", the best" if is_best else "")
+
+
+def _keep_curves(point: Path, place: Path) -> None:
+    """Move the trackers' files of a point, which are small, so that its curves can be compared."""
+    if (point / TRACKING).is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+        place.parent.mkdir(exist_ok=True)
+        (point / TRACKING).rename(place)
 
 
 def _comparable(config: SearchConfig, figures: Mapping[str, float]) -> float:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+TRACKING = "tracking"
+"""The directory next to an adapter with the figures of its training. They are not files of the
+artifact: speed and memory differ between equal runs, whose artifacts have equal digests."""
+
 
 @dataclass(frozen=True)
 class TrackedRun:

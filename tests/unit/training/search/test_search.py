@@ -114,9 +114,16 @@ def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
 
 
 def test_only_the_best_point_keeps_its_files(tmp_path: Path) -> None:
-    found = _search(tmp_path, _config(GRID))
+    def objective(values: Mapping[str, Any], place: Path, _on_heldout: OnHeldout) -> float:
+        (place / "tracking").mkdir(parents=True)
+        (place / "tracking" / "curve").write_text(str(values["x"]))
+        return float((values["x"] - 3) ** 2)
+
+    found = search_settings(_config(GRID), tmp_path, objective, facts={}, first=None)
     assert found["trials"][0]["values"] == {"x": 3}
-    assert len(list((tmp_path / "points").iterdir())) == 1
+    (best,) = (tmp_path / "points").iterdir()
+    curves = [*tmp_path.glob("tracking/*/curve"), best / "tracking" / "curve"]
+    assert sorted(curve.read_text() for curve in curves) == ["1", "2", "3", "4", "5"]
 
 
 def test_worse_held_out_losses_than_the_median_prune(tmp_path: Path) -> None:
