@@ -41,12 +41,11 @@ SCHEMA_VERSION: Literal[1] = 1
 JOURNAL = ".journal.jsonl"
 STAGE_DIR = re.compile("-[0-9a-f]{10}$")
 """The end of a name that a line gives to a directory: `<stage>-<key>`."""
-LIBRARY_DISK_FULL = (
-    "No space left on device",
-    "os error 28",
-    "PytorchStreamWriter failed writing",
-    "inline_container.cc",
+LIBRARY_DISK_FULL = re.compile(
+    r"No space left on device|os error 28|PytorchStreamWriter failed writing|inline_container\.cc"
+    r"|problem writing element|\d+ requested and \d+ written"
 )
+"""Words of safetensors, torch and numpy for a full disk. None of them raises its error code."""
 
 
 class Input(StrictModel):
@@ -217,16 +216,12 @@ def _disk_errors(out: Path) -> Iterator[None]:
     """Name a full disk in the block's errors."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(out) from error
-        if error.errno == errno.EFBIG:
-            raise cannot_write(out, error) from error
-        raise
     except Exception as error:
-        # torch and safetensors raise their own error types if the disk is full.
-        if any(words in str(error) for words in LIBRARY_DISK_FULL):
+        code = error.errno if isinstance(error, OSError) else None
+        if code in (errno.ENOSPC, errno.EDQUOT) or LIBRARY_DISK_FULL.search(str(error)):
             raise disk_full(out) from error
+        if isinstance(error, OSError) and code == errno.EFBIG:
+            raise cannot_write(out, error) from error
         raise
 
 

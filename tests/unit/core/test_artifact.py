@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from tuneline.core import artifact as artifact_module
@@ -200,6 +201,19 @@ def test_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
         (draft.dir / "a").write_text("a")
         with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 (a real ENOSPC)
             full.write(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "values", [numpy.ones(9000), numpy.ones(9000)[::2]], ids=["whole", "slice"]
+)
+def test_a_disk_that_numpy_finds_full_is_named(values: numpy.ndarray, tmp_path: Path) -> None:
+    """numpy raises an OSError without a code. ONNX graphs are written through it."""
+    with (
+        pytest.raises(DiskFullError, match="disk is full"),
+        new_artifact(tmp_path / "x", "onnx", config={}),
+    ):
+        values.tofile("/dev/full")
     assert list(tmp_path.iterdir()) == []
 
 
