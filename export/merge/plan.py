@@ -99,15 +99,18 @@ def _add(one: Edit, other: Edit) -> Edit:
 
 
 def _num_tokens(base: ModelFolder, tensors: dict[str, Planned]) -> int | None:
-    """Return the rows of a resized vocabulary, on which embedding and output layer must agree."""
+    """Return the rows of a resized vocabulary, on which embedding and output layer must agree.
+
+    Some bases have more rows in the embedding themselves (Llama 3.2 Vision, Moshi).
+    """
     embedding, head = base.embedding, base.head
-    rows = {}
+    rows, before = {}, {}
     for name in (embedding, head, f"{HEAD}.bias"):
+        if name in base.tensors:
+            rows[name] = before[name] = base.tensors[name].shape[0]
         if name in tensors:
             rows[name] = tensors[name].source.shape[0]
-        elif name in base.tensors:
-            rows[name] = base.tensors[name].shape[0]
-    if len(set(rows.values())) > 1:
+    if rows != before and len(set(rows.values())) > 1:
         found = ", ".join(f"{name} has {count}" for name, count in rows.items())
         raise ArtifactError(
             f"{base.path}: the vocabulary is resized in part: {found} rows; expected the same "

@@ -15,7 +15,10 @@ from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger
 from tuneline.models.folder import CONFIG
 
-WITH_PEFT = "Try: merge it with peft (merge_and_unload)."
+KEEP_TIED = (
+    "Try: train embedding and output layer with ensure_weight_tying, or leave them out. peft's "
+    "merge_and_unload is right for modules_to_save; it puts a low-rank change on both layers."
+)
 
 
 def ties_changes(adapter: Adapter, base: ModelFolder) -> bool:
@@ -119,7 +122,7 @@ def _check_vocabulary_kept(base: ModelFolder, edits: Edits) -> None:
             raise ArtifactError(
                 f"{base.path}: the adapter changes {name}; {CONFIG} ties the output layer to the "
                 "embedding, and the names in the files do not say which tensor that is",
-                hint=WITH_PEFT,
+                hint="Try: leave embedding and output layer out of the adapter.",
             )
 
 
@@ -128,13 +131,13 @@ def _check_place(base: ModelFolder, embedding: str) -> None:
     problem = f"{base.path}: {embedding}: the output layer comes to differ from the embedding"
     if "text_config" in base.config:
         raise ArtifactError(
-            f"{problem}, and a model of text and pictures is not untied", hint=WITH_PEFT
+            f"{problem}, and a model of text and pictures is not untied", hint=KEEP_TIED
         )
     if base.stores_head:
         return
     if not _is_called_head(base):
         raise ArtifactError(
-            f"{problem}, and in this family it is not called {base.head}", hint=WITH_PEFT
+            f"{problem}, and in this family it is not called {base.head}", hint=KEEP_TIED
         )
     if embedding.count(".") < 2:
         raise ArtifactError(

@@ -17,6 +17,7 @@ from export.weights.families import (
     HEAD,
     IN_DECODER_LAYER,
     NEOX_HEAD,
+    OTHER_HEADS,
     is_in_text_half,
     is_router,
 )
@@ -37,6 +38,7 @@ IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
 MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 ROUTED = (*MIXTURES, "gemma3n", "gemma3n_text")
 """Families with experts whose quantized models can be proven."""
+AS_IT_IS = "Try: leave the model in its own number format, with a merge without --quantize"
 ONE_EXPERT = re.compile(r".+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 
 
@@ -126,6 +128,8 @@ def choose_layers(
     ignore = [HEAD] if "text_config" not in base.config else [HEAD, rf"re:.*\.{HEAD}"]
     if any(tensor.name == f"{NEOX_HEAD}.weight" for tensor in tensors):
         ignore.append(NEOX_HEAD)
+    if family in OTHER_HEADS:
+        ignore.append(OTHER_HEADS[family])
     for tensor in tensors:
         shape = tensor.source.shape
         if not is_in_text_half(base.config, tensor.name):
@@ -162,22 +166,22 @@ def choose_layers(
     if not schemes:
         raise ArtifactError(
             f"{where}: has no linear layer that can be quantized; expected weights with names such "
-            "as model.layers.0.self_attn.q_proj.weight"
+            "as model.layers.0.self_attn.q_proj.weight",
+            hint=AS_IT_IS,
         )
     return schemes, ignore
 
 
 def _require_expert(name: str, shape: tuple[int, ...], family: str, where: Path) -> None:
-    hint = "Try: leave the model in its own number format, with a merge without --quantize"
     if family not in MIXTURES:
         raise ArtifactError(
             f"{where}: {name}: a mixture of experts of the family {family}; expected one of "
             f"{', '.join(MIXTURES)}",
-            hint=hint,
+            hint=AS_IT_IS,
         )
     if not ONE_EXPERT.fullmatch(name) or len(shape) != 2:
         raise ArtifactError(
             f"{where}: {name} of shape {list(shape)}: expected experts that are stored one by "
             "one, without biases",
-            hint=hint,
+            hint=AS_IT_IS,
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "embeddings")
 """Names of the input embedding."""
 HEAD = "lm_head"
 """Name of the output layer."""
 NEOX_HEAD = "embed_out"
 """Name of the output layer in the files of GPT-NeoX; transformers 5 says `lm_head` in memory."""
+OTHER_HEADS = {"biogpt": "output_projection", "modernbert-decoder": "decoder"}
+"""Name of the output layer in memory, by `model_type`, of families that tie and do not store it."""
 TIED_IN_VLLM = frozenset({
     "cohere", "cohere2", "cohere2_moe", "gemma2", "gemma3n_text", "lfm2", "lfm2_moe", "zamba2",
 })  # fmt: skip

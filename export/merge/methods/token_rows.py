@@ -77,6 +77,15 @@ def _make(context: MergeContext, module: str, parts: Parts) -> Changes:
             f"has a bias ({bias}), which PEFT leaves out while they are trained; expected an "
             "output layer without a bias"
         )
+    within = target.name.removesuffix("weight")
+    more = [one for one in context.base.tensors if one.startswith(within) and one != target.name]
+    if not context.is_head(target) and more:
+        raise ArtifactError(
+            f"{context.adapter.weights.path}: {rows.name}: trains tokens of an embedding with "
+            f"further tensors ({more[0]}), which PEFT leaves out for all tokens while these are "
+            "trained; expected an embedding of only its rows",
+            hint="Try: train the embedding with modules_to_save.",
+        )
     return [(target.name, TokenRows(rows, tuple(indices)))]
 
 

@@ -19,7 +19,14 @@ from safetensors.torch import load_file
 from export.config import MergeConfig
 from export.merge.merge import merge
 from tests.integration.export import families
-from tests.integration.export.merging import edit_json, edit_tensors, refusal, run_merge, tensors
+from tests.integration.export.merging import (
+    assert_same_bits,
+    edit_json,
+    edit_tensors,
+    refusal,
+    run_merge,
+    tensors,
+)
 from tuneline.core.artifact import verify_artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.models.source import resolve_model
@@ -107,6 +114,59 @@ def test_the_merge_is_what_the_live_model_computes(
         assert (families.merged_logits(merged.path) - live).abs().max() < 2e-5
         alone = families.merged_logits(base)
         assert (alone - live).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "untied"),
+    [
+        ({"trainable_token_indices": [3, 7]}, False),
+        ({"modules_to_save": ["embeddings"]}, True),
+        ({"target_modules": ["x_proj", "embeddings"]}, True),
+        ({"target_modules": ["x_proj", "lm_head"]}, True),
+    ],
+    ids=["tokens", "whole", "lora-embedding", "lora-head"],
+)
+def test_mambas_embedding_has_a_name_of_its_own(
+    options: dict[str, Any], untied: bool, tmp_path: Path
+) -> None:
+    config = transformers.MambaConfig(
+        vocab_size=families.VOCABULARY, hidden_size=64, num_hidden_layers=2, state_size=8
+    )
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    values = {"target_modules": ["x_proj"], **options}
+    adapter = families.make_adapter(tmp_path / "adapter", base, **values)
+    merged = run_merge(base, adapter, tmp_path / "out")
+    assert merged.manifest.metrics["untied"] is untied
+    live = families.live_logits(base, adapter)
+    assert (families.merged_logits(base) - live).abs().max() > 1e-3
+    assert (families.merged_logits(merged.path) - live).abs().max() < 2e-5 * live.abs().max()
+
+
+def test_tokens_of_an_embedding_with_a_norm_are_refused(tmp_path: Path) -> None:
+    """PEFT looks rows up without the module's own norm, so the live model is another model."""
+    config = transformers.InklingTextConfig(
+        **families.HEADS, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=48,
+        swa_num_attention_heads=4, swa_num_key_value_heads=2, swa_head_dim=16, rel_extent=64,
+    )  # fmt: skip
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    alone = families.merged_logits(base)
+    options = peft.LoraConfig(target_modules=["q_proj"], trainable_token_indices=[3, 7])
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    peft.get_peft_model(model, options).save_pretrained(tmp_path / "adapter")
+    untrained = families.live_logits(base, tmp_path / "adapter")
+    assert (untrained - alone).abs().max() > 1e-3
+    message = refusal(base, tmp_path / "adapter", tmp_path / "out")
+    assert "embed_tokens.embed_norm.weight), which PEFT leaves out for all tokens" in message
+
+
+def test_an_embedding_may_have_more_rows_than_the_output_layer(tmp_path: Path) -> None:
+    config = transformers.MoshiConfig(**families.HEADS, ffn_dim=96)
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    rows = {name: len(value) for name, value in tensors(base).items() if "layers" not in name}
+    assert rows["model.embed_tokens.weight"] == rows[HEAD] + 1
+    adapter = families.make_adapter(tmp_path / "adapter", base, target_modules=["fc1"])
+    merged = run_merge(base, adapter, tmp_path / "out")
+    assert_same_bits(merged.path, families.peft_merge(base, adapter), base)
 
 
 @pytest.mark.parametrize("ensured", [False, True], ids=["not-ensured", "ensured"])
@@ -286,10 +346,10 @@ def test_layers_that_predict_further_tokens_have_embeddings_of_their_own(
     ("config", "target", "said"),
     [
         (
-            lambda: transformers.MambaConfig(
-                vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=8
+            lambda: transformers.ModernBertDecoderConfig(
+                **{**families.SMALL, "bos_token_id": 1, "eos_token_id": 2}
             ),
-            "embeddings", "the names in the files do not say which tensor that is",
+            "tok_embeddings", "the names in the files do not say which tensor that is",
         ),
         (
             lambda: transformers.BioGptConfig(
@@ -299,7 +359,7 @@ def test_layers_that_predict_further_tokens_have_embeddings_of_their_own(
             "embed_tokens", "in this family it is not called lm_head.weight",
         ),
     ],
-    ids=["mamba", "biogpt"],
+    ids=["modernbert", "biogpt"],
 )  # fmt: skip
 def test_a_tied_output_layer_of_another_name_is_refused(
     config: Any, target: str, said: str, tmp_path: Path
