@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from export.runtimes.transformers_folder import load_model
+from export.weights.tensor_file import read_tensor_file
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
+from tuneline.core.disk import require_disk_space
 from tuneline.core.errors import ArtifactError
 from tuneline.core.progress import logger
 from tuneline.core.secrets import first_line
 from tuneline.models.companion_files import copy_companions
-from tuneline.models.folder import CONFIG, read_json
+from tuneline.models.folder import CONFIG, read_json, weight_files
 from tuneline.models.own_code import copy_without_code
 from tuneline.models.source import ModelSource
 
@@ -110,8 +112,9 @@ def write_graph(
     Raises:
         ArtifactError: The model cannot be loaded, or its family cannot be traced so that every
             batch and length works.
-        DiskFullError: The file system ran out of space.
+        DiskFullError: The disk has too little space.
     """
+    require_space(model, out)
     with new_artifact(out, kind, config={}, inputs=[model.as_input("model")]) as draft:
         path = draft.dir / file
         with exportable(model, what) as logits:
@@ -123,6 +126,21 @@ def write_graph(
         draft.metrics["size_bytes"] = path.stat().st_size
     logger.info("  %s: any batch, lengths up to %s", file, contract["length"]["max"])
     return open_artifact(out, kind=kind)
+
+
+def require_space(model: ModelSource, out: Path, bits: int = 32) -> None:
+    """Refuse a graph that does not fit on the disk, before its model is loaded and traced.
+
+    Args:
+        bits: Of each weight, at least.
+
+    Raises:
+        ArtifactError: A file of the model is cut short.
+        DiskFullError: The disk has too little space.
+    """
+    files = [read_tensor_file(path) for path in weight_files(model.path)]
+    num_weights = sum(entry.num_elements for file in files for entry in file.entries)
+    require_disk_space(out, num_weights * bits // 8)
 
 
 def require_plain(model: ModelSource) -> None:

@@ -28,9 +28,16 @@ from export.graphs.logits_graph import (
     max_length,
     noise,
     require_plain,
+    require_space,
     rope_types,
 )
-from export.runtimes.onnx_folder import GENAI_CONFIG, ONNX_FILE, decoder_scores, logits_runner
+from export.runtimes.onnx_folder import (
+    GENAI_CONFIG,
+    ONNX_FILE,
+    batch_logits,
+    decoder_scores,
+    logits_runner,
+)
 from export.runtimes.transformers_folder import load_model
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
@@ -78,10 +85,13 @@ def export_onnx(config: OnnxConfig, model: ModelSource, out: Path) -> Artifact:
             does not support its family.
         ConfigError: The configuration asks for a float16 decoder.
         MissingError: onnx or onnxruntime is not installed.
+        DiskFullError: The disk has too little space.
     """
     for module in ONNX_MODULES:
         require(module, "export")
     weights, graph = config.weights, config.graph
+    # The logits graph is rounded after it is written in float32.
+    require_space(model, out, BITS.get(weights, 32) if graph == "decoder" else 32)
     with new_artifact(
         out, "onnx", config=config.model_dump(), inputs=[model.as_input("model")]
     ) as draft:
@@ -137,12 +147,13 @@ def _write_decoder(model: ModelSource, folder: Path, weights: str) -> dict[str, 
         },
         "outputs": {"logits": {"dtype": "float32", "shape": ["batch", "length", vocabulary]}},
         "length": {"min": 1, "max": genai["model"]["context_length"]},
+        "padding": "right",
         "checked_lengths": lengths,
     }
 
 
 def _check_decoder(model: ModelSource, folder: Path, weights: str) -> tuple[list[int], int]:
-    """Compare a decoder with its model, in one pass and continued from its cache.
+    """Compare a decoder with its model: in one pass, continued from its cache, and in a batch.
 
     Returns:
         The lengths of the runs, and the number of logits per position.
@@ -162,15 +173,23 @@ def _check_decoder(model: ModelSource, folder: Path, weights: str) -> tuple[list
         with torch.inference_mode():
             expected = network(input_ids=input_ids, use_cache=False).logits[0].float()
         token_ids, begun = input_ids[0].tolist(), length * 2 // 3
+        short = min(length, CHECKED_LENGTH)
+        rows = [token_ids[:short], token_ids[: short // 2]]
         try:
             whole = score(token_ids, length)
             parts = (score(token_ids[:begun], begun), score(token_ids, length - begun))
+            batch = batch_logits(folder, rows)
         except (MemoryError, OSError):
             raise  # a fault of the machine, not of the graph
         except Exception as error:  # runtimes have no common error
             raise _no_decoder(model, family, f"its graph cannot be run: {error}") from error
-        for found, how in ((whole, "in one pass"), (torch.cat(parts), "with its cache")):
-            off = _difference(expected, found, weights)
+        in_batch = torch.cat([expected[: len(row)] for row in rows])
+        for wanted, found, how in (
+            (expected, whole, "in one pass"),
+            (expected, torch.cat(parts), "with its cache"),
+            (in_batch, torch.cat(batch), "in a batch with padding at the right"),
+        ):
+            off = _difference(wanted, found, weights)
             if off is not None:
                 reason = f"its graph computes something else at length {length}, {how}: {off}"
                 raise _no_decoder(model, family, reason)

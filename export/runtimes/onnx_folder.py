@@ -76,14 +76,7 @@ def decoder_scores(folder: Path) -> Score:
     A call that continues the sequence of the call before reuses its key-value cache.
     """
     session = open_session(folder / ONNX_FILE)
-    decoder = read_json(folder / GENAI_CONFIG)["model"]["decoder"]
-    heads, head_size = int(decoder["num_key_value_heads"]), int(decoder["head_size"])
-    empty_cache = torch.zeros((1, heads, 0, head_size)).numpy()
-    empty = {
-        entry.name: empty_cache
-        for entry in session.get_inputs()
-        if entry.name.startswith("past_key_values.")
-    }
+    empty = _empty_cache(folder, session, 1)
     takes = {entry.name for entry in session.get_inputs()}
     outputs = [entry.name for entry in session.get_outputs()]
     seen: list[int] = []
@@ -111,6 +104,39 @@ def decoder_scores(folder: Path) -> Score:
         return torch.from_numpy(found["logits"])[0, -last:].float()
 
     return score
+
+
+def batch_logits(folder: Path, rows: Sequence[list[int]]) -> list[torch.Tensor]:
+    """Return a decoder's logits of sequences of unequal length, run as one batch.
+
+    ONNX Runtime's attention counts the tokens of a row from its start: the padding is at the right.
+
+    Returns:
+        One tensor per row, of shape (its length, vocabulary), in float32.
+    """
+    session = open_session(folder / ONNX_FILE)
+    longest = max(len(row) for row in rows)
+    feeds = {
+        "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in rows]),
+        "attention_mask": torch.tensor(
+            [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        ),
+        "position_ids": torch.arange(longest).repeat(len(rows), 1),
+    }
+    takes = {entry.name for entry in session.get_inputs()}
+    given = {name: tensor.numpy() for name, tensor in feeds.items() if name in takes}
+    cache = _empty_cache(folder, session, len(rows))
+    (found,) = session.run(["logits"], given | cache)
+    pairs = zip(torch.from_numpy(found).float(), rows, strict=True)
+    return [logits[: len(row)] for logits, row in pairs]
+
+
+def _empty_cache(folder: Path, session: Any, batch: int) -> dict[str, Any]:
+    decoder = read_json(folder / GENAI_CONFIG)["model"]["decoder"]
+    heads, head_size = int(decoder["num_key_value_heads"]), int(decoder["head_size"])
+    empty = torch.zeros((batch, heads, 0, head_size)).numpy()
+    names = (entry.name for entry in session.get_inputs())
+    return {name: empty for name in names if name.startswith("past_key_values.")}
 
 
 def decoder_stop_ids(folder: Path) -> frozenset[int]:

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -320,6 +321,17 @@ def test_a_disk_that_fills_up_is_not_a_fault_of_the_family(
     with pytest.raises(DiskFullError, match="the disk is full"):
         export(form, bases["mistral"], disk / "out")
     assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["torchscript", "torch-export", "onnx-logits", "onnx-int4"])
+def test_space_is_asked_for_before_the_model_is_loaded(
+    form: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(transformers, "AutoModelForCausalLM", None)
+    with pytest.raises(DiskFullError, match="0 MiB are free; expected"):
+        export(form, bases["mistral"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_altered_graph_is_not_run(

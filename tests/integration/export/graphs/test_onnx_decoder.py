@@ -19,7 +19,7 @@ from export.config import OnnxConfig
 from export.find_form import open_form
 from export.graphs import to_onnx
 from export.graphs.to_onnx import export_onnx
-from export.runtimes.onnx_folder import answers, generated, load_genai
+from export.runtimes.onnx_folder import answers, batch_logits, generated, load_genai
 from export.runtimes.transformers_folder import load_model
 from tests.integration.export.credentials import check_received, plant
 from tests.integration.export.exported import (
@@ -126,6 +126,12 @@ def check_decoder_artifact(artifact: Artifact, base: Path) -> None:
     score(whole[:-4], 1)
     continued = torch.log_softmax(score(whole, 3), dim=-1)
     assert float((continued - wanted[-3:]).abs().max()) < 1e-4
+
+    rows = [whole, whole[:5]]
+    for row, logits in zip(rows, batch_logits(artifact.path, rows), strict=True):
+        wanted = transformers_logits(base, torch.tensor([row]))[0]
+        assert float((logits - wanted).abs().max()) < 1e-4
+    assert artifact.manifest.metrics["shape_contract"]["padding"] == "right"
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
