@@ -13,7 +13,14 @@ from export.quantize.experts import has_quantized_experts, load_quantized_expert
 from export.runtimes.scores import OpenedForm
 from export.weights.families import is_left_out
 from export.weights.tensor_file import read_tensor_file
-from tuneline.models.folder import CONFIG, GENERATION_CONFIG, read_json, weight_files
+from tuneline.core.errors import ArtifactError
+from tuneline.models.folder import (
+    CONFIG,
+    GENERATION_CONFIG,
+    read_json,
+    served_weight_files,
+    weight_files,
+)
 from tuneline.models.greedy import Score, cached_scores
 from tuneline.models.load import load_network, served_class
 from tuneline.models.schemas import GenerationConfig
@@ -32,14 +39,30 @@ def open_folder(path: Path) -> OpenedForm:
     """Load a model folder in float32 to score tokens with it.
 
     Raises:
-        ArtifactError: The folder cannot be loaded.
+        ArtifactError: The folder cannot be loaded, or vLLM would load other files of it.
     """
     network, tokenizer = load_model(path)
+    _check_served_files(path)
     return OpenedForm(
         score=cached_scores(network),
         tokenizer=tokenizer,
         stop_ids=as_stop_ids(network.generation_config.eos_token_id),
         num_rows=int(network.get_input_embeddings().weight.shape[0]),
+    )
+
+
+def _check_served_files(path: Path) -> None:
+    """Refuse a folder of which transformers and vLLM read different files, such as the base's
+    files that were copied with the others: the proof would not be about the served model."""
+    here, served = weight_files(path), served_weight_files(path)
+    if set(here) == set(served):
+        return
+    mine, its = (", ".join(file.name for file in files) or "none" for files in (here, served))
+    more = sorted({*here} ^ {*served})
+    raise ArtifactError(
+        f"{path}: transformers reads {mine} and vLLM reads {its}; expected one set of weights",
+        hint="Try: remove the files that are not the model's, out of "
+        f"{', '.join(file.name for file in more)}, and an index that names them.",
     )
 
 
@@ -84,7 +107,32 @@ def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
         ignores=lambda network, name: is_left_out(network.config.to_dict(), name),
         **options,
     )
+    for module in network.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        inputs = scheme.input_activations if scheme is not None else None
+        if inputs is not None and inputs.strategy == "token":
+            _scale_each_token(module)
     return network, load_tokenizer(path)
+
+
+def _scale_each_token(module: Any) -> None:
+    """Let compressed-tensors 0.17 round each token of a layer's input with its own scale.
+
+    It gives a scale to each place in the first two dimensions of the input. In latent attention
+    (MiniCPM 3, Youtu) these are the batch and a dimension of size 1: all tokens would share a
+    scale, and each token's rounding would depend on the tokens after it.
+    """
+    shapes = []
+
+    def flatten(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        shapes.append(given[0].shape)
+        return (given[0].reshape(1, -1, given[0].shape[-1]), *given[1:])
+
+    def restore(_: Any, __: Any, result: torch.Tensor) -> torch.Tensor:
+        return result.reshape(*shapes.pop()[:-1], -1)
+
+    module.register_forward_pre_hook(flatten)
+    module.register_forward_hook(restore)
 
 
 def sampling_defaults(path: Path) -> dict[str, float]:

@@ -53,6 +53,24 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def served_weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that vLLM 0.32 reads (`DefaultModelLoader._prepare_weights`).
+
+    They are Mistral's own files if the folder has any, else all files; of these, the ones that the
+    index names if there is an index.
+
+    Raises:
+        ArtifactError: The index cannot be read.
+    """
+    found = sorted(folder.glob("consolidated*.safetensors"))
+    index = folder / ("consolidated.safetensors.index.json" if found else INDEX)
+    found = found or sorted(folder.glob("*.safetensors"))
+    if index.is_file():
+        named = set(read_json(index, ShardIndex)["weight_map"].values())
+        found = [path for path in found if path.name in named]
+    return found
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object, indented, with characters beyond ASCII as they are."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

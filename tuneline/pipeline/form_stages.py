@@ -29,7 +29,7 @@ def form_stages(run: Run) -> list[Stage]:
             Stage(
                 f"parity-{name}", f"Prove {name}", "parity", "parity",
                 (parity_section(export.parity, name),), (REFERENCE, name),
-                functools.partial(_parity_form, name),
+                functools.partial(_parity_form, name), version=2,
             ),
         ]  # fmt: skip
     return found

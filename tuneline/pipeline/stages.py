@@ -316,7 +316,7 @@ def _all_stages(run: Run) -> list[Stage]:
         ),
         Stage(
             PARITY_MERGED, "Prove the merged model", "parity", "parity", (_merged_parity(config),),
-            (REFERENCE, MODEL), _parity_merged,
+            (REFERENCE, MODEL), _parity_merged, version=2,
         ),
         *form_stages(run),
         *_served_stages(config),

@@ -264,6 +264,29 @@ def test_a_tensor_that_is_not_there_is_an_error(line: Line, tmp_path: Path) -> N
     assert not (tmp_path / "parity").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "has_index"),
+    [
+        ("consolidated.safetensors", False),
+        ("model-00001.safetensors", True),
+        ("old.safetensors", False),
+    ],
+    ids=["mistral", "index", "left-over"],
+)
+def test_a_folder_of_which_a_server_loads_other_files_is_not_proven(
+    name: str, has_index: bool, line: Line, tmp_path: Path
+) -> None:
+    """The base's weights next to the merged ones, of which transformers reads the latter."""
+    model = copy_of(line, tmp_path / "model")
+    base = line.base / "model.safetensors"
+    shutil.copy(base, model / name)
+    if has_index:
+        weight_map = dict.fromkeys(load_file(base), name)
+        (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ArtifactError, match=rf"reads model\.safetensors and vLLM reads .*{name}"):
+        prove(line, model, tmp_path / "parity")
+
+
 def test_a_tokenizer_beyond_the_embedding_is_an_error(line: Line, tmp_path: Path) -> None:
     model = copy_of(line, tmp_path / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)

@@ -30,6 +30,21 @@ def run_quantize(model: Path, name: str, out: Path, group_size: int = 32) -> Art
     return quantize_model(config, resolve_model(str(model)), out)
 
 
+@pytest.mark.parametrize("model_type", ["biogpt", "modernbert-decoder"])
+def test_a_tied_output_layer_of_another_name_is_not_quantized(
+    model_type: str, tmp_path: Path
+) -> None:
+    """It is in no file, and both transformers and vLLM would look for its scales."""
+    values = {**families.SMALL, "bos_token_id": 1}
+    config = transformers.CONFIG_MAPPING[model_type](**values)
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    made = run_quantize(base, "int8", tmp_path / "out")
+    wanted, found = (
+        families._logits(load_model(path)[0], families.VOCABULARY) for path in (base, made.path)
+    )
+    assert 0 < (found - wanted).abs().max() < 0.1 * wanted.std()
+
+
 @pytest.mark.parametrize(
     ("family", "name", "options"),
     [
@@ -123,6 +138,35 @@ def test_layers_that_mix_the_streams_of_gemma_3n_stay(tmp_path: Path) -> None:
     before = tensors(base)
     for name in (f"model.layers.1.altup.{one}.weight" for one in mixers):
         assert torch.equal(network.get_parameter(name), before[name])
+
+
+def test_each_token_of_a_latent_attention_has_its_own_scale(tmp_path: Path) -> None:
+    """Its inputs have four dimensions. compressed-tensors gives all tokens of these one scale."""
+    config = transformers.MiniCPM3Config(
+        **{**families.SMALL, "num_key_value_heads": 4}, q_lora_rank=16, kv_lora_rank=16,
+        qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16,
+    )  # fmt: skip
+    base = families.save_random(tmp_path / "base", config, torch.float32)
+    made = run_quantize(base, "int8", tmp_path / "out")
+    found = families._logits(load_model(made.path)[0], families.VOCABULARY)
+
+    stored = tensors(made.path)
+    by_hand, _ = load_model(base)
+    for name, module in by_hand.named_modules():
+        scale = stored.get(f"{name}.weight_scale")
+        if scale is not None:
+            module.weight.data = stored[f"{name}.weight"].float() * scale.float()
+            module.register_forward_pre_hook(lambda _, given: (round_tokens(given[0]),))
+    expected = families._logits(by_hand, families.VOCABULARY)
+    assert len(stored) > len(tensors(base)) + 10
+    assert (found - expected).abs().max() < 1e-5
+    assert (found - families._logits(load_model(base)[0], families.VOCABULARY)).abs().max() > 1e-2
+
+
+def round_tokens(values: torch.Tensor) -> torch.Tensor:
+    """Symmetric rounding to eight bits, with one scale per token."""
+    scale = values.abs().amax(dim=-1, keepdim=True) / 127.5
+    return (values / scale).round().clamp(-128, 127) * scale
 
 
 def test_a_model_that_has_nothing_to_quantize_is_refused(tmp_path: Path) -> None:

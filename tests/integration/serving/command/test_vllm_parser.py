@@ -16,6 +16,7 @@ from serving.command.arguments import server_args
 from serving.command.flags import FLAGS_WITHOUT_NEGATION, MIDDLEWARE
 from serving.config import OWN_FLAGS, ServingConfig
 from tuneline.core.vllm_limits import LORA_RANKS
+from tuneline.models.folder import served_weight_files
 
 OPEN = {"/health", "/metrics", "/version"}
 NAMES = ["tickets", "tickets@0123456789ab"]
@@ -27,6 +28,36 @@ def parser() -> Any:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     return make_arg_parser(FlexibleArgumentParser())
+
+
+@pytest.mark.parametrize(
+    ("names", "index", "expected"),
+    [
+        ("model a b", {}, "a b model"),
+        ("model a b", {"model": "a b"}, "a b"),
+        ("model consolidated.00 consolidated.01", {}, "consolidated.00 consolidated.01"),
+        ("model consolidated", {"model": "model"}, "consolidated"),
+        ("consolidated.00 consolidated.01", {"consolidated": "consolidated.01"}, "consolidated.01"),
+    ],
+)
+def test_the_files_that_vllm_reads_of_a_folder(
+    names: str, index: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    for name in names.split():
+        (tmp_path / f"{name}.safetensors").touch()
+    for name, shards in index.items():
+        weight_map = {shard: f"{shard}.safetensors" for shard in shards.split()}
+        path = tmp_path / f"{name}.safetensors.index.json"
+        path.write_text(json.dumps({"weight_map": weight_map}))
+    loader = DefaultModelLoader(LoadConfig())
+    _, read, _, _ = loader._prepare_weights(str(tmp_path), None, None, False, None)
+    assert sorted(Path(path).name for path in read) == [
+        f"{name}.safetensors" for name in expected.split()
+    ]
+    assert served_weight_files(tmp_path) == sorted(map(Path, read))
 
 
 def parse(parser: Any, adapter: Path | None = None, **settings: Any) -> Any:
