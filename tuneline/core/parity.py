@@ -48,6 +48,9 @@ class Parity(StrictModel):
     """Answers of the reference that end by themselves; without one, stopping is not tested."""
     num_tokens: int
     """Tokens of the reference's answers."""
+    longest_tokens: int | None = None
+    """Tokens of the longest prompt with its answer. Rotary scaling and attention windows that act
+    only at later positions are not tested."""
     num_agreeing_tokens: int
     """Of these, tokens before each answer's first divergence. The differences are over these and
     the reference's token at each divergence, where both have still seen the same context."""
@@ -147,6 +150,7 @@ def compare(
         num_other_texts=other_texts,
         num_stopped=sum(one.finish_reason == "stop" for one in reference),
         num_tokens=num_tokens,
+        longest_tokens=max(len(one.prompt_token_ids) + len(one.token_ids) for one in reference),
         num_agreeing_tokens=agreeing,
         greedy_agreement=equal_answers / len(reference),
         token_agreement=agreeing / num_tokens,

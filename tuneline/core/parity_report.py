@@ -86,6 +86,10 @@ def markdown(proofs: Sequence[Parity]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in [*rows, *map(_row, proofs)]]
     lines += ["", "Differences are in nats; `max`, `mean` and `KL` are over the tokens up to a"]
     lines += ["divergence and at it. The trained model's row is the reference computed twice."]
+    longest = max((proof.longest_tokens or 0 for proof in proofs), default=0)
+    if longest:
+        lines += [f"The longest prompt with its answer has {longest} tokens; rotary scaling and"]
+        lines += ["attention windows that act only beyond them are not tested."]
     lines += [
         f"The caller states that {proof.form} has weights in {proof.stated_weights}."
         for proof in proofs

@@ -7,7 +7,7 @@ import pytest
 
 from tuneline.core.errors import VerdictError
 from tuneline.core.parity import Parity, compare
-from tuneline.core.parity_report import describe, write_parity
+from tuneline.core.parity_report import describe, markdown, write_parity
 from tuneline.core.reference import Continuation
 from tuneline.core.tolerances import (
     ARITHMETIC_TOLERANCES,
@@ -171,6 +171,13 @@ def test_a_proof_says_where_stopping_was_not_tested() -> None:
     assert (parity.verdict, parity.num_stopped) == ("PASS", 0)
     assert "stopping was not tested" in describe(parity)
     assert "stopping" not in describe(compare("merged", [answer([5])], [answer([5])], Tolerances()))
+
+
+def test_a_proof_says_how_long_its_longest_text_is() -> None:
+    answers = [answer([5]), answer([5, 6, 7], prompt=(1, 2, 3, 4)), answer([5, 6])]
+    parity = compare("merged", answers, answers, Tolerances())
+    assert parity.longest_tokens == 7
+    assert "The longest prompt with its answer has 7 tokens" in markdown([parity])
 
 
 def test_a_figure_without_a_tolerance_is_reported_and_not_judged() -> None:
