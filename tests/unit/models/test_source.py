@@ -105,6 +105,10 @@ def test_processes_that_remember_at_once_lose_nothing(
         (folder / "config.json").write_text(json.dumps({"name": folder.name}))
     with multiprocessing.get_context("fork").Pool(8) as pool:
         digests = pool.map(folder_digest, folders, chunksize=1)
+        # The end of the block would send SIGTERM, and a process that waits for its next task may
+        # have a handler of this process.
+        pool.close()
+        pool.join()
     assert len(set(digests)) == 24
     cache = json.loads((tmp_path / "home/.cache/tuneline/sha256.json").read_text())
     remembered = {key.partition(":")[0] for key in cache}
