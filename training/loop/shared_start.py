@@ -69,7 +69,7 @@ def small_of_class(folder: Path) -> Any | None:
     try:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config)
-    except (*MISFITS, AssertionError):  # torch's, such as of a padding token past the vocabulary
+    except (*MISFITS, AssertionError):  # torch's, for a padding token
         return None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU too
