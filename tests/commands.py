@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,17 @@ from typing import Any
 from tuneline import cli
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def kept_signals() -> Iterator[None]:
+    """Put the handlers of signals back that the command line takes over."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tuneline_here(
@@ -26,19 +38,18 @@ def tuneline_here(
     Use it to test what a command answers, prints and exits with. A test of signals needs
     `tuneline_forked`, and one of imports or time a process that starts anew.
     """
-    before = {number: signal.getsignal(number) for number in SIGNALS}
     argv, sys.argv = sys.argv, ["tuneline", *args]
     stdout, stderr = io.StringIO(), io.StringIO()
     try:
         to = written_to or stdout
-        with contextlib.redirect_stdout(to), contextlib.redirect_stderr(stderr):
+        with (
+            kept_signals(), contextlib.redirect_stdout(to), contextlib.redirect_stderr(stderr)
+        ):  # fmt: skip
             cli.main()
     except SystemExit as ended:
         code = ended.code
     finally:
         sys.argv = argv
-        for number, handler in before.items():
-            signal.signal(number, handler)
     assert isinstance(code, int)
     return subprocess.CompletedProcess(sys.argv, code, stdout.getvalue(), stderr.getvalue())
 

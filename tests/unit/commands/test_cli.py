@@ -18,7 +18,7 @@ from typing import IO, Any
 import huggingface_hub.constants
 import pytest
 
-from tests.commands import tuneline_here
+from tests.commands import kept_signals, tuneline_here
 from tuneline import cli
 from tuneline.cli import (
     AdaptersGroup,
@@ -242,7 +242,8 @@ def test_a_bug_is_json_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None
 
     monkeypatch.setattr(cli, "app", broken)
     monkeypatch.setattr(sys, "argv", ["tuneline", "plan", "--json"])
-    with pytest.raises(ZeroDivisionError):  # the interpreter prints it and ends with 1
+    # The interpreter prints it and ends with 1.
+    with kept_signals(), pytest.raises(ZeroDivisionError):
         cli.main()
     error = json.loads(capsys.readouterr().out)["error"]
     assert error == {
