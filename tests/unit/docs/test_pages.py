@@ -25,7 +25,7 @@ MINIMAL = {"name": "a-run", "data": {"path": "rows.jsonl"}}
 def test_no_page_is_unfinished() -> None:
     assert len(PAGES) > 8
     for page in PAGES:
-        assert not re.search(r"@@|MEASURED|TODO", page.read_text()), page
+        assert not re.search(r"@@|MEASURED|TODO|<{7}|>{7}", page.read_text()), page
 
 
 def test_the_configuration_page_is_the_code_s() -> None:
