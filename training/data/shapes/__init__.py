@@ -13,7 +13,7 @@ from typing import Any
 
 from training.data.problem import RowProblem
 from training.data.row import Row
-from training.data.shapes.advice import PAIRS, advise, name_columns
+from training.data.shapes.advice import CLASSES, PAIRS, advise, name_columns
 from training.data.shapes.alpaca import read_alpaca
 from training.data.shapes.compared import read_arena, read_compared
 from training.data.shapes.conversation import read_messages, read_sharegpt
@@ -157,12 +157,13 @@ def _find_shape(
     if shape is None and set(ANSWERS) & set(columns):
         complete = [name for name in complete if name not in SINGLE]
         names = [name for name in names if name not in SINGLE]
-    if shape is None and complete == ["text"] and "label" in given:
+    kind = next((name for name in given if name.casefold() in CLASSES), None)
+    if shape is None and complete == ["text"] and kind is not None:
         hint = (
-            f"Try: {name_columns({'prompt': 'text', 'completion': 'label'})}; or data.shape: text, "
+            f"Try: {name_columns({'prompt': 'text', 'completion': kind})}; or data.shape: text, "
             "which trains the text without it."
         )
-        return "", "columns 'text' and 'label': plain text has no label", hint
+        return "", f"columns 'text' and {kind!r}: plain text has no {kind}", hint
     widest = [name for name in complete if not any(_covers(other, name) for other in complete)]
     if len(widest) > 1:
         fitting = ", ".join(widest)

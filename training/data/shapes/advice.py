@@ -12,10 +12,15 @@ QUESTIONS = (
     "q", "질문", "문의내용", "문의", "입력", "내용", "본문", "質問", "問い合わせ内容", "入力",
     "问题", "输入",
 )  # fmt: skip
+CLASSES = (
+    "label", "label_text", "category", "class", "intent", "sentiment", "emotion", "target", "분류",
+    "카테고리", "라벨", "カテゴリ", "ラベル", "类别", "标签",
+)  # fmt: skip
+"""Columns that say what a text is."""
 ANSWERS = (
-    "completion", "response", "answer", "output", "output_text", "assistant", "solution", "label",
-    "a", "답변내용", "답변", "응답", "정답", "출력", "回答", "返信", "出力", "答案", "输出", "분류",
-    "카테고리",
+    "completion", "response", "answer", "output", "output_text", "assistant", "solution", "a",
+    "answerkey", "답변내용", "답변", "응답", "정답", "출력", "回答", "返信", "出力", "答案",
+    "输出", *CLASSES,
 )  # fmt: skip
 CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 OTHER_NAMES = {
@@ -23,9 +28,14 @@ OTHER_NAMES = {
     "reasoning_content": ("reasoning", "thinking", "rationale", "cot", "complex_cot"),
     "completion": ANSWERS, "output": ANSWERS,
     "messages": CHATS, "conversations": CHATS,
-    "chosen": ("preferred", "accepted"), "rejected": ("dispreferred", "refused"),
+    "chosen": ("preferred", "accepted", "chosen_messages"),
+    "rejected": ("dispreferred", "refused", "rejected_messages"),
 }  # fmt: skip
 """Names that files give to our columns; the first that a file has is meant."""
+# Columns with the choices of a question: of MMLU and ARC, JCommonsenseQA, KMMLU and C-Eval.
+_CHOICE = re.compile(r"choices|options|(?:choice|option)_?[\da-e]|[A-E]")
+_VALUE = re.compile(r"-?\d+(?:\.\d+)?|\{.*\}|\[.*\]")
+LONGEST_NAME = 100
 EXPORTS = {
     ("mapping", "current_node"): (
         "ChatGPT's export: a tree of messages. Write each conversation as messages: jq -c '.[] | "
@@ -52,6 +62,15 @@ EXPORTS = {
         "SQuAD's form. Name the places: --column instruction=question --column input=context "
         "--column output=answers.text.0"
     ),
+    ("paragraphs",): (
+        "SQuAD's articles. Write a row for each question: jq -c '.data[].paragraphs[] | .context "
+        "as $text | .qas[] | select(.answers != []) | {instruction: .question, input: $text, "
+        "output: .answers[0].text}' FILE > NEW.jsonl"
+    ),
+    ("train", "test"): (
+        "An object of splits. Write each into a file: jq -c '.train[]' FILE > train.jsonl; of rows "
+        "that are lists: jq -c '.train[] | {prompt: .[0], completion: .[1]}' FILE > train.jsonl"
+    ),
     ("segments",): (
         "Axolotl's segments have no turns. Write prompt and completion, and let the chat template "
         "write the marks."
@@ -75,7 +94,17 @@ def advise(columns: Sequence[str], absent: Sequence[str]) -> str:
     for marks, advice in EXPORTS.items():
         if set(marks) <= set(columns):
             return advice
+    choices = [column for column in columns if _CHOICE.fullmatch(column)]
+    if len(choices) > 1 or {"choices", "options"} & set(choices):
+        return _with_choices(columns, choices)
+    if any(map(_is_value, columns)) and not all(map(str.isdecimal, columns)):
+        return (
+            "The first line is taken for the names of the columns. If it is a row, put the names "
+            "in a line before it; they have the same delimiter."
+        )
     wanted = list(absent)
+    if all(_meant(columns, side) for side in ("chosen", "rejected")):
+        wanted = ["chosen", "rejected"]
     is_answer = bool(set(absent) & {"completion", "output"})
     if is_answer and {"context", "history"} & set(columns):
         wanted = ["instruction", "output"]  # these columns are parts of Alpaca's prompt
@@ -94,6 +123,26 @@ def name_columns(names: Mapping[str, str]) -> str:
     keys = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in changed.items())
     options = " ".join(f"--column {shlex.quote(f'{o}={t}')}" for o, t in changed.items())
     return f"data.columns: {{{keys}}}, or {options}"
+
+
+def _is_value(name: str) -> bool:
+    """Return whether the name of a column looks like the cell of a row."""
+    return bool(_VALUE.fullmatch(name)) or len(name) > LONGEST_NAME
+
+
+def _with_choices(columns: Sequence[str], choices: Sequence[str]) -> str:
+    """Return what to type for a question whose choices lie in columns of their own."""
+    question, answer = (_meant(columns, part) or "NAME" for part in ("prompt", "completion"))
+    if choices[0] in ("choices", "options"):
+        both = 'if type == "array" then [[range(length)], .] else [.label, .text] end'
+        texts = f'(.{choices[0]} | {both} | transpose[] | "\\(.[0]). \\(.[1])")'
+    else:
+        texts = ", ".join(f'"{re.sub("^(choice|option)_?", "", n)}. \\(.{n})"' for n in choices)
+    return (
+        "The choices are in other columns than the question, and the prompt would lack them: "
+        f'jq -c \'(if type == "array" then .[] else . end) | {{prompt: ([.{question}, {texts}] '
+        f'| join("\\n")), completion: (.{answer} | tostring)}}\' FILE > NEW.jsonl'
+    )
 
 
 def _meant(columns: Sequence[str], ours: str) -> str | None:

@@ -1,7 +1,8 @@
-"""Anthropic's blocks of content as messages in OpenAI's keys.
+"""Blocks of content as messages in OpenAI's keys.
 
-A message of the assistant may hold `thinking`, `text` and `tool_use`; the results of tools lie in
-the next message of the user, as `tool_result`.
+Anthropic's message of the assistant may hold `thinking`, `text` and `tool_use`; the results of
+tools lie in the next message of the user, as `tool_result`. LLaMA-Factory's newer messages hold
+`reasoning`, `text` and `tool_call`, each with a `value`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from typing import Any
 
 from training.data.shapes.values import joined_text
 
-BLOCKS = ("thinking", "tool_use", "tool_result")
+BLOCKS = {
+    "thinking": "thinking", "tool_use": "tool_use", "tool_result": "tool_result",
+    "reasoning": "thinking", "tool_call": "tool_use",
+}  # fmt: skip
+"""Each name of a block, and Anthropic's."""
 
 
 def without_blocks(turn: Any, where: str) -> list[Any]:
@@ -22,10 +27,9 @@ def without_blocks(turn: Any, where: str) -> list[Any]:
     content = turn.get("content") if isinstance(turn, dict) else None
     if not isinstance(content, list) or not any(_kind(block) in BLOCKS for block in content):
         return [turn]
-    by_kind: dict[str, list[Any]] = {name: [] for name in (*BLOCKS, "text")}
+    by_kind: dict[str, list[Any]] = {name: [] for name in (*BLOCKS.values(), "text")}
     for block in content:
-        kind = _kind(block)
-        by_kind[kind if kind in by_kind else "text"].append(block)
+        by_kind[BLOCKS.get(_kind(block), "text")].append(block)
     results = [
         {
             "role": "tool",
@@ -36,10 +40,10 @@ def without_blocks(turn: Any, where: str) -> list[Any]:
     ]
     message = {**turn, "content": by_kind["text"] or None}
     if by_kind["thinking"]:
-        thoughts = [{"text": block.get("thinking")} for block in by_kind["thinking"]]
+        thoughts = [{"text": b.get("thinking", b.get("value"))} for b in by_kind["thinking"]]
         message["thinking"] = joined_text(thoughts, f"{where}.content")
     if by_kind["tool_use"]:
-        message["tool_calls"] = by_kind["tool_use"]
+        message["tool_calls"] = [block.get("value", block) for block in by_kind["tool_use"]]
     is_more = len(results) < len(content)
     return [*results, message] if is_more else results
 

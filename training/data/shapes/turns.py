@@ -1,8 +1,8 @@
 """Messages as users write them, checked and brought into one form.
 
-Read are OpenAI's keys (with the older `function_call`), ShareGPT's `from` and `value`, Anthropic's
-blocks of content, and what `datasets` makes of a list of structures: an object of lists, or a list
-of JSON texts. A null counts as an absent key.
+Read are OpenAI's keys (with the older `function_call`), ShareGPT's `from` and `value`, blocks of
+content of Anthropic and LLaMA-Factory, and what `datasets` makes of a list of structures: an object
+of lists, or a list of JSON texts. A null counts as an absent key.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ ROLES = {
 newer `system`."""
 CALLS = ("function_call", "tool_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
-UNTRAINED = ("weight", "train", "training", "loss", "loss_scale")
-"""Names by which OpenAI, Mistral, Axolotl and ms-swift exclude an assistant's turn."""
+UNTRAINED = ("weight", "train", "training", "loss", "loss_scale", "loss_weight")
+"""Names by which the data of OpenAI, Mistral and other trainers exclude an assistant's turn."""
 NOTES = (
     "id", "timestamp", "created_at", "model", "finish_reason", "language", "tokens",
     "turn_identifier", "status",

@@ -36,10 +36,11 @@ def joined_text(content: Any, where: str) -> Any:
         return content
     texts = []
     for index, part in enumerate(content):
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        text = part.get("text", part.get("value")) if isinstance(part, dict) else None
+        if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, dict) else kind_of(part)
             raise RowProblem(f"{where}[{index}]: expected a part with text, found {kind}")
-        texts.append(part["text"])
+        texts.append(text)
     return "\n".join(texts)
 
 

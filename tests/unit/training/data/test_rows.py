@@ -188,6 +188,21 @@ def test_a_bad_line_is_named(tmp_path: Path, line: object, problem: str) -> None
             """--column 'prompt=문의 내용' --column 'completion=답변'""",
         ),
         ({"mapping": {}, "current_node": "a", "title": "b"}, "ChatGPT's export: a tree of"),
+        ({"Q": "a", "A": "b", "label": 2}, "--column prompt=Q --column completion=A."),
+        ({"text": "a", "category": "b"}, "--column prompt=text --column completion=category; or"),
+        ({"chosen_messages": [], "rejected_messages": []}, "--column chosen=chosen_messages "),
+        (
+            {"question": "a", "choice0": "b", "choice1": "c", "label": 1},
+            r"""{prompt: ([.question, "0. \(.choice0)", "1. \(.choice1)"] | join("\n")), """
+            "completion: (.label | tostring)}' FILE > NEW.jsonl",
+        ),
+        (
+            {"question": "a", "choices": {"text": ["b"], "label": ["A"]}, "answerKey": "A"},
+            r"""transpose[] | "\(.[0]). \(.[1])")] | join("\n")), completion: (.answerKey | """,
+        ),
+        ({"title": "a", "paragraphs": []}, "SQuAD's articles. Write a row for each question: jq"),
+        ({"train": [["a", "b"]], "test": []}, "jq -c '.train[] | {prompt: .[0], completion: .[1]}"),
+        ({"pn1": "a", "0": "b", "Good.": "c"}, "The first line is taken for the names of the"),
         ({"instruction": "a", "output": 5}, 'Write numbers as text, such as "42"'),
         (b'{"instruction": "a", }', "Mend these rows, or drop and count them: data.bad_rows: drop"),
     ],

@@ -157,6 +157,25 @@ READ: list[tuple[dict[str, Any], Row]] = [
     ),
     ({"messages": [Q, A], "tools": [{"name": "ping", "inputSchema": {}}]},
      Row((Q,), (A,), tools=(TOOL,))),
+    # LLaMA-Factory's newer messages.
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "value": "Is it on?"}],
+                 "loss_weight": 0.0},
+                {"role": "assistant", "loss_weight": 0.0, "content": [
+                    {"type": "reasoning", "value": "Look."},
+                    {"type": "tool_call", "value": json.dumps(CALL["function"])},
+                    {"type": "tool_call", "value": json.dumps(CALL["function"])}]},
+                {"role": "tool", "content": [{"type": "text", "value": "on"}]},
+                {"role": "tool", "content": [{"type": "text", "value": "on"}]},
+                {"role": "assistant", "content": [{"type": "text", "value": "Yes."}],
+                 "loss_weight": 1.0},
+            ],
+        },
+        Row((Q, {"role": "assistant", "tool_calls": [CALL, CALL], "reasoning_content": "Look."},
+             RESULT, RESULT), (A,), untrained=(1,)),
+    ),
     # Gemini's and Vertex AI's contents.
     (
         {
@@ -279,6 +298,7 @@ REFUSED = [
     ({"prompt": str([Q]), "completion": "a"}, "field 'prompt': the list is in Python's notation"),
     ({"prompt": "a", "response": "b"}, "missing field 'completion'"),
     ({"text": "a", "label": "good"}, "columns 'text' and 'label': plain text has no label"),
+    ({"text": "a", "Intent": "good"}, "columns 'text' and 'Intent': plain text has no Intent"),
     ({"messages": None, "id": 1}, "field 'messages': expected a list of messages, found null"),
     ({"messages": [Q, {**A, "mood": "good"}]}, "messages[1]: expected role and content, found "
      "mood"),
