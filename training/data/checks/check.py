@@ -51,6 +51,8 @@ class Check:
     repair: Callable[[Row, Any], Row | None] | None = None
     """A found row and the check's configuration -> the row that `fix` writes, or None to drop the
     row. Without it, `fix` drops the row."""
+    of_answers: bool = False
+    """Whether a check of all rows looks at answers, and not at prompts."""
     advice: str = ""
     """How to go on after a refusal."""
     dropped_as: str = ""

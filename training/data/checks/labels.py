@@ -65,6 +65,7 @@ CHECK = Check(
     "labels",
     "labels that are rare or have two spellings",
     compare=compare_labels,
+    of_answers=True,
     advice="Try: one spelling of each label; more rows of rare labels; or a greater "
     "data.checks.labels.max_ratio.",
 )

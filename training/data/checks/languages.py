@@ -70,15 +70,15 @@ _NOT_PROSE = re.compile(r"```.*?(?:```|$)|`[^`]*`|https?://\S+|<[^>]+>", re.DOTA
 def script_of(text: str) -> str:
     """Return the script of most letters of a text, or `none`.
 
-    Korean text with English words is Hangul, and Japanese text with characters is Kana: a script
-    that is written with others counts from a fifth of the letters.
+    Korean or Chinese text with English words is Hangul or Han, and Japanese text with characters is
+    Kana: a script that is written with others counts from a fifth of the letters.
     """
     codes = np.frombuffer(text.encode("utf-32-le", "replace"), dtype=np.uint32)
     blocks = _SCRIPT_OF_BLOCK[np.searchsorted(_STARTS, codes, side="right") - 1]
     counts = np.bincount(blocks, minlength=len(SCRIPTS) + 1)[: len(SCRIPTS)]
     if not counts.sum():
         return "none"
-    for script in ("Kana", "Hangul"):
+    for script in ("Kana", "Hangul", "Han"):
         if counts[SCRIPTS.index(script)] * 5 >= counts.sum():
             return script
     return SCRIPTS[int(counts.argmax())]
@@ -180,6 +180,7 @@ CHECK = Check(
     "languages",
     "answers in another language",
     compare=compare_languages,
+    of_answers=True,
     advice="Try: data.checks.languages: fix, which drops these rows; or name their languages "
     "as data.checks.languages.expected.",
 )

@@ -44,20 +44,21 @@ _CARD = re.compile(
     r"|(?<![\w.-])3[047-9]\d{2}([ -]?)\d{6}\2\d{4,5}(?![\w-])",
     re.ASCII,
 )
-# Visa; Mastercard, JCB and Korea; American Express; Diners; Maestro, Discover and UnionPay.
+# Visa, whose numbers of 13 digits are gone; Mastercard, JCB and Korea; American Express; Diners;
+# Maestro, Discover and UnionPay.
 _NETWORKS = re.compile(
-    r"4(?:\d{12}|\d{15}|\d{18})|(?:2[2-7]|35|5[1-5]|94)\d{14}|3[47]\d{13}|3[0689]\d{12}"
+    r"4(?:\d{15}|\d{18})|(?:2[2-7]|35|5[1-5]|94)\d{14}|3[47]\d{13}|3[0689]\d{12}"
     r"|(?:5[06-8]|6\d)\d{14,17}"
 )
 _IBAN = re.compile(
     r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", re.ASCII
 )
-# `Tel:02-…` is a number, the end of `10:30-1130` is none.
+# `Tel:02-…` is a number, the end of `10:30-1130` and the difference `1600-1500=100` are none.
 _BEFORE = r"(?<![\w.+/=#-])(?<!\d:)"
 _PHONE = re.compile(
     rf"{_BEFORE}\+\d{{1,3}}[ .-]?(?:\(0\) ?)?\(?\d{{1,5}}\)?(?:[ ./-]?\d{{2,8}}){{1,4}}(?![\w-])"
     rf"|{_BEFORE}(?:\+\d{{1,3}}[ .)-]?|\d{{1,2}}[ .-])?(?:\(\d{{1,4}}\)[ .-]?|\d{{1,4}}[ .-])?"
-    r"\d{2,4}[ .-]\d{4}(?![\w-])"
+    r"\d{2,4}[ .-]\d{4}(?![\w-]| ?=)"
     rf"|{_BEFORE}(?:\+\d{{8,15}}|0\d{{8,10}})(?![\w-])"
     rf"|{_BEFORE}\+\d{{1,3}}(?:[ .-]\d{{1,4}}){{2,6}}(?![\w-])"
     rf"|{_BEFORE}0\d{{1,2}}\) ?\d{{3,4}}[ .-]\d{{4}}(?![\w-])"
@@ -233,8 +234,10 @@ def _is_phone(value: str, regions: tuple[str, ...]) -> bool:
         return False
     digits = re.sub(r"\D", "", value)
     for region in regions if not value.startswith("+") else ("ZZ",):
-        # phonenumbers takes 100-200-3000 for a Korean number without its zero.
-        if region == "KR" and len(digits) > 8 and not digits.startswith(("0", "82")):
+        # phonenumbers takes 100-200-3000 and 2400-1000 for Korean numbers without their zero; only
+        # those of companies, such as 1588-1234, have none.
+        is_company = len(digits) == 8 and digits[0] == "1"
+        if region == "KR" and not is_company and not digits.startswith(("0", "82")):
             continue
         try:
             number = phonenumbers.parse(value, region)

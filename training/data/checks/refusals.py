@@ -1,4 +1,7 @@
-"""Answers that are the standard phrase of a refusal, as assistants of other vendors write it."""
+"""Answers that are the standard phrase of a refusal, as assistants of other vendors write it.
+
+"I am an AI assistant" says who answers; it is a refusal only with words such as "cannot".
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,27 @@ from tuneline.core.messages import content_of
 NUM_CHARACTERS = 200
 _PHRASES = re.compile(
     r"""
-    \bas\ an?\ (?:ai|artificial\ intelligence)(?:\ (?:language\ )?(?:model|assistant))?\b
-  | \bi(?:'|’)?\s?a?m\ (?:just\ |only\ )?an?\ (?:ai|artificial\ intelligence)
-    \ (?:language\ )?(?:model|assistant)\b
+    (?:\bas\ an?\ (?:ai|artificial\ intelligence)(?:\ (?:language\ )?(?:model|assistant))?\b
+     | \bi(?:'|’)?\s?a?m\ (?:just\ |only\ )?an?\ (?:ai|artificial\ intelligence)
+       \ (?:language\ )?(?:model|assistant)\b)
+    (?=.*?(?:\b(?:not|cannot|unable|no)\b|n['’]t\b))
   | \bi(?:\ cannot|\ can(?:'|’)t|\ am\ (?:unable|not\ able)\ to|(?:'|’)m\ (?:unable|not\ able)\ to)
     \ (?:assist|help|comply|fulfil+|engage)\b(?:\ \w+){0,3}\ (?:that|this|request|such)
   | \bi\ (?:do\ not|don(?:'|’)t)\ have\ (?:personal\ )?(?:opinions|feelings|beliefs)\b
   | \b(?:against|violates)\ (?:my|our|openai(?:'|’)s)\ (?:programming|guidelines|usage\ polic)
   | \b(?:my|the)\ knowledge\ cut-?\s?off\b
-  | (?:저는|나는|본)\s*(?:AI|인공지능)\s*(?:언어\s*)?(?:모델|어시스턴트|비서)
-  | (?:AI|인공지능)\s*(?:언어\s*)?모델(?:로서|이기\s*때문)
+  | (?:(?:저는|나는|본)\s*(?:AI|인공지능)\s*(?:언어\s*)?(?:모델|어시스턴트|비서)
+     | (?:AI|인공지능)\s*(?:언어\s*)?모델(?:로서|이기\s*때문))(?=.*?(?:없|않|못|어렵))
   | 죄송(?:하지만|합니다[만.,]*)[^.!?\n]{0,40}
     (?:도와\s*드릴|도움을\s*드릴|답변(?:해)?\s*드릴|응할|제공할)\s*수\s*(?:는\s*)?없
   | (?:AI|人工知能)(?:言語)?(?:モデル|アシスタント)(?:として|ですので|なので)
+    (?=.*?(?:ません|ない|なく|かね))
   | 申し訳(?:ございません|ありません)[^。\n]{0,40}(?:お手伝い|お答え|対応)(?:は)?(?:でき|いたしかね)
   | [作身][为為](?:一[个個]|一名)?\s*(?:AI|人工智[能慧])(?:语言|語言)?(?:模型|助手|助理)
+    (?=.*?(?:[无無]法|不能|不[会會]|不具|不可|[没沒]有))
   | (?:抱歉|[对對]不起)[^。\n]{0,20}(?:[无無]法|不能)(?:[协協]助|[帮幫](?:助|您|你)|提供|回答)
     """,
-    re.IGNORECASE | re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 # One of these is in every phrase; most answers have none, and need no search by the pattern.
 _PARTS = (

@@ -18,7 +18,7 @@ from training.data.checks.repairs import config_of
 from training.data.checks.scan import Part, Settings, scan_rows, workers
 from training.data.checks.spool import Spool
 from training.data.checks.table import BEFORE_SPLIT, CHECKS
-from training.data.checks.texts import answers_text, prompt_text
+from training.data.checks.texts import answer_columns, answers_text, prompt_text
 from training.data.checks.whole import Whole, gather
 from training.data.formats import row_place
 from training.data.row import PARTS, Row
@@ -205,8 +205,10 @@ def _examples(hit: Hit, check: Check, config: Any, checked: Checked) -> list[dic
     whole, place = checked.whole, _place(hit.row, checked)
     if hit.other is not None or check.find is None:
         row = whole.read(hit.row)
-        column = "text" if row.text is not None else "prompt"
-        shown = hit.detail or _excerpt(whole, prompt_text(row))
+        column, text = ("prompt", prompt_text(row)) if row.text is None else ("text", row.text)
+        if check.of_answers and row.completion:
+            column, text = next(answer_columns(row), (column, text))
+        shown = hit.detail or _excerpt(whole, text)
         example = {**place, "column": column, "kind": hit.kind, "excerpt": shown}
         return [
             example | ({"other": whole.spool.place(hit.other)} if hit.other is not None else {})

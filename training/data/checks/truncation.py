@@ -14,13 +14,17 @@ from training.data.row import Row
 MIN_CHARACTERS = 40
 # Prose shorter than this may be a title or a name, which has no full stop.
 MIN_PROSE = 200
-_CUT_OFF = ",;([{<-–—،、，；（「『"
+# A semicolon ends a statement of SQL or C.
+_CUT_OFF = ",([{<-–—،、，；（「『"
 _FENCE = re.compile(r"^\s*```", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?。！？．…](?=[\s\"'”’)\]]|$)|[。！？]")
 # A Japanese particle or a Chinese word that needs another word after it.
 _OPEN_WORDS = "をにへ将將把被和与與及或对對从從"
-# Headings, list items, table rows, addresses: lines that need no full stop.
-_FREE_LINE = re.compile(r"^\s*(?:[#>|*+•·\-]|\d+[.)]|\w+:|https?://)|https?://\S+$")
+# Headings, list items, table rows, addresses, hashtags, `The answer is: 0.5`: lines that need no
+# full stop.
+_FREE_LINE = re.compile(
+    r"^\s*(?:[#>|*+•·\-]|\d+[.)]|\w+:|https?://)|https?://\S+$|#\w+$|:\s*\S+(?:\s\S+)?$"
+)
 
 
 def find_truncation(row: Row, _config: TruncationCheck) -> Iterator[Found]:

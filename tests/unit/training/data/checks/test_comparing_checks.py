@@ -17,6 +17,7 @@ from tests.unit.training.data.checks.made import (
     result_of,
     row,
 )
+from training.data.checks.languages import script_of
 from training.data.checks.run import Split
 from training.data.row import Row
 from tuneline.core.errors import DataError
@@ -293,6 +294,20 @@ def test_a_rare_script_is_found_by_default(tmp_path: Path) -> None:
     korean = row("Who helps?", "라우터를 다시 시작하고 삼십 초 동안 기다려 주세요.", 61)
     result = result_of(checked(tmp_path, [*clean_rows(60), korean]), "languages")
     assert (lines(result), result.kinds) == ([61], {"Hangul/ko": 1})
+    [example] = result.examples
+    assert (example["column"], example["excerpt"]) == ("completion[0].content", korean.answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("请在 settings.json 里设置 MAX_CONNECTIONS，然后重启 nginx 服务。", "Han"),
+        ("설정 파일 settings.json에서 MAX_CONNECTIONS를 바꾸고 nginx를 재시작하세요.", "Hangul"),
+        ("The word 水 means water, and 火 means fire.", "Latin"),
+    ],
+)
+def test_the_script_of_a_text_with_words_of_another_is_found(text: str, script: str) -> None:
+    assert script_of(text) == script
 
 
 def test_an_unexpected_language_is_found_if_languages_are_named(tmp_path: Path) -> None:

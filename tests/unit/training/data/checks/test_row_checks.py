@@ -45,6 +45,20 @@ REFUSALS = (
 )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I am an AI assistant that the support team of Acme has built.",
+        "As an AI assistant, I sort your tickets and answer them.",
+        "저는 AI 비서 모모입니다. 주문을 도와드립니다.",
+        "AIアシスタントとして、ご注文を確認します。",
+        "作为一名人工智能助手，我为您查询订单。",
+    ],
+)
+def test_an_assistant_that_says_who_it_is_does_not_refuse(text: str) -> None:
+    assert list(find_refusals(row("Who are you?", text), RefusalsCheck())) == []
+
+
 def test_clean_rows_have_no_findings(tmp_path: Path) -> None:
     rows = clean_rows()
     found = checked(tmp_path, rows[:50], rows[50:])
@@ -146,6 +160,9 @@ def test_an_answer_that_breaks_off_is_found(text: str, kind: str) -> None:
         PROSE + ".",
         PROSE + "!)",
         PROSE + " 👍",
+        f"{PROSE}. The lamp is green. Tell your neighbours about it: #GreenLamp",
+        f"{PROSE}. It has two lamps.\nThus the answer is: 2",
+        "SELECT name FROM singer WHERE country = 'KR' ORDER BY age;",
         "Category: Network\nUrgency: High\nAssigned team: the people of the third floor",
         "Steps:\n1. Open the case. Take care.\n2. Close it. Done.\n" + "3. Wait for the lamp " * 9,
         "```python\nprint('hello, this is a whole block of code')\n```",
