@@ -28,13 +28,12 @@ from serving.middleware.access_log import write_access
 from serving.middleware.asgi import (
     RETRY_AFTER_S,
     App,
+    Header,
     Message,
     Receive,
     Scope,
     Send,
     answer,
-    header,
-    refuse,
     retry_after,
 )  # fmt: skip
 from serving.middleware.body import Refusal, check_fields, parse_body, read_body, replayed
@@ -142,22 +141,17 @@ class TunelineMiddleware:
         name, route = ("other", Route()) if found is None else found
         try:
             if found is None:
-                message = f"Unknown route: {scope['method']} {scope['path']}"
-                await refuse(exchange.send, 404, "NotFoundError", message)
-            elif name == "/ready":
+                what = f"{scope['method']} {scope['path']}"
+                what = f"{scope['method']} {scope['path']}"
+                raise Refusal(404, f"Unknown route: {what}", kind="NotFoundError")
+            if name == "/ready":
                 await self._ready(exchange)
             elif name == "/health":
                 await self._health(exchange)
             else:
                 await self._guarded(exchange, name, route)
         except Refusal as refusal:
-            wait_s = refusal.retry_after_s
-            await refuse(
-                exchange.send, refusal.status, refusal.kind, str(refusal), code=refusal.code,
-                param=refusal.param,
-                headers=challenge(refusal.status, name) if wait_s is None
-                else [retry_after(wait_s)],
-            )  # fmt: skip
+            await exchange.refuse(refusal, _headers(refusal, name, route))
         except ConnectionError:
             exchange.client_left = True
         finally:
@@ -182,6 +176,8 @@ class TunelineMiddleware:
         key = None
         if self.keys.are_required and not route.is_open:
             key = self._authenticate(exchange, route)
+        if (method := exchange.scope["method"]) not in route.methods and name != ADAPTERS:
+            raise Refusal(405, f"{name} takes {route.methods[0]}.", kind="MethodNotAllowedError")
         if route.is_work:
             await self._work(exchange, key, route)
         elif name == MODELS:
@@ -190,7 +186,7 @@ class TunelineMiddleware:
         elif name == ADAPTERS:
             await self._change_adapters(exchange, key)
         elif name == CHAT_PAGE:
-            await answer_page(exchange.send, exchange.scope["method"])
+            await answer_page(exchange.send, method)
         elif route.names_model:
             _, body = await self._read(exchange, key)
             await self.app(exchange.scope, replayed(body, exchange.receive), exchange.send)
@@ -252,8 +248,7 @@ class TunelineMiddleware:
         return self._choose_model(exchange, fields, body)
 
     async def _body(self, exchange: Exchange) -> bytes:
-        length = header(exchange.scope, b"content-length")
-        return await read_body(exchange.receive, self.settings, length)
+        return await read_body(exchange.scope, exchange.receive, self.settings)
 
     def _choose_model(
         self, exchange: Exchange, fields: dict[str, Any], body: bytes
@@ -393,3 +388,12 @@ class TunelineMiddleware:
     def _own_request(self) -> tuple[str, Scope]:
         """Return the model's name and the scope of a request of the server itself."""
         return self._facts["name"], {**self._inner_scope, "headers": self.keys.vllm_headers()}
+
+
+def _headers(refusal: Refusal, name: str, route: Route) -> list[Header]:
+    """Return the headers that a status asks for."""
+    if refusal.retry_after_s is not None:
+        return [retry_after(refusal.retry_after_s)]
+    if refusal.status == 401:
+        return [challenge(name)]
+    return [(b"allow", ", ".join(route.methods).encode())] if refusal.status == 405 else []

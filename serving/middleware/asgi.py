@@ -32,21 +32,6 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-async def refuse(
-    send: Send,
-    status: int,
-    kind: str,
-    message: str,
-    *,
-    code: str | int | None = None,
-    param: str | None = None,
-    headers: Sequence[Header] = (),
-) -> None:
-    """Answer with an error; `code` is the status if it has no name."""
-    body = error_body(kind, message, status if code is None else code, param)
-    await answer(send, status, body, headers)
-
-
 async def answer(
     send: Send, status: int, body: dict[str, Any], headers: Sequence[Header] = ()
 ) -> None:

@@ -8,7 +8,7 @@ import re
 from itertools import accumulate
 from typing import Any
 
-from serving.middleware.asgi import Message, Receive
+from serving.middleware.asgi import Message, Receive, Scope, header
 from serving.middleware.key_file import Key
 from serving.middleware.settings import Settings
 
@@ -43,7 +43,7 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
 
 
-async def read_body(receive: Receive, settings: Settings, length: str | None) -> bytes:
+async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
     """Return the whole body.
 
     Raises:
@@ -56,6 +56,7 @@ async def read_body(receive: Receive, settings: Settings, length: str | None) ->
         413, f"The body is larger than {limit} bytes.", kind="RequestTooLargeError",
         code="request_too_large",
     )  # fmt: skip
+    length = header(scope, b"content-length")
     if length is not None and length.isdecimal() and int(length) > limit:
         raise too_large
     parts, size = [], 0
@@ -98,7 +99,8 @@ def parse_body(body: bytes) -> dict[str, Any] | None:
     its own words.
 
     Raises:
-        Refusal: The body is nested too deeply; vLLM's answer to that is not an OpenAI error.
+        Refusal: The body is nested too deeply, or is no text; vLLM's answer to that is not an
+            OpenAI error.
     """
     if num_levels(body) > MAX_LEVELS:
         raise Refusal(400, f"The body is nested too deeply; at most {MAX_LEVELS} levels.")
@@ -106,6 +108,8 @@ def parse_body(body: bytes) -> dict[str, Any] | None:
         values = json.loads(body)
     except RecursionError:  # UTF-16, in which a character may hold the byte of a quotation mark
         raise Refusal(400, "The body is nested too deeply.") from None
+    except UnicodeDecodeError:
+        raise Refusal(400, "The body is not text in UTF-8.") from None
     except ValueError:
         return None
     return values if isinstance(values, dict) else None

@@ -16,24 +16,19 @@ import re
 from pathlib import Path
 
 from serving.middleware.asgi import Header, Scope, Send, header
-from serving.middleware.body import Refusal
 
 CHAT_PAGE = "/chat"
 PAGE_HEADER = b"x-tuneline-page"
 CHALLENGE: Header = (b"www-authenticate", b'Basic realm="Tuneline: the API key is the password"')
 
 
-def challenge(status: int, route: str) -> list[Header]:
+def challenge(route: str) -> Header:
     """Return the header by which a refusal says how a key is sent."""
-    if status != 401:
-        return []
-    return [CHALLENGE if route == CHAT_PAGE else (b"www-authenticate", b"Bearer")]
+    return CHALLENGE if route == CHAT_PAGE else (b"www-authenticate", b"Bearer")
 
 
 async def answer_page(send: Send, method: str) -> None:
     """Send the page, which loads nothing and sends nothing to any other server."""
-    if method not in ("GET", "HEAD"):
-        raise Refusal(405, f"{CHAT_PAGE} takes GET.", kind="MethodNotAllowedError")
     content, headers = _page()
     await send({"type": "http.response.start", "status": 200, "headers": list(headers)})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else content})

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from serving.middleware.asgi import (
     Header,
@@ -19,6 +20,7 @@ from serving.middleware.asgi import (
     error_body,
     header,
 )
+from serving.middleware.body import Refusal
 from serving.middleware.cors import ALLOW_ORIGIN
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -28,6 +30,12 @@ _PARTS = (
 )  # fmt: skip
 """The usage of `/v1/messages` has no total, and counts cached tokens of the prompt apart."""
 _USAGE_ONLY = re.compile(rb'"choices":\s*\[\]')
+_MESSAGES = "/v1/messages"
+_ANTHROPIC = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
+}  # fmt: skip
+"""Types of errors that Anthropic's clients know, by status; other refusals are invalid requests."""
 
 
 class Exchange:
@@ -65,6 +73,7 @@ class Exchange:
         """Headers for a page of another origin; vLLM's own answers have them already."""
         self._usage: dict[str, int] = {}
         self._is_stream = False
+        self._is_messages = scope["path"].startswith(_MESSAGES)
         self._is_ended = False
         self._is_sending = False
 
@@ -102,6 +111,11 @@ class Exchange:
         finally:
             self._is_sending = False
 
+    async def refuse(self, refusal: Refusal, headers: Sequence[Header]) -> None:
+        """Answer with an error; its code is the status if it has no name."""
+        body = self._error(refusal.status, refusal.kind, str(refusal), refusal.code, refusal.param)
+        await answer(self.send, refusal.status, body, headers)
+
     def end(self, status: int, kind: str, text: str) -> None:
         """End an answer that the server does not give: with an error, or with an error event.
 
@@ -115,13 +129,25 @@ class Exchange:
 
     async def _send_error(self, status: int, kind: str, text: str) -> None:
         if self.status == 0:
-            await answer(self._deliver, status, error_body(kind, text, status))
+            await answer(self._deliver, status, self._error(status, kind, text))
             return
         last: Message = {"type": "http.response.body", "body": b""}
         if self._is_stream:
-            event = json.dumps(error_body(kind, text, status))
-            last["body"] = f"data: {event}\n\ndata: [DONE]\n\n".encode()
+            event = f"data: {json.dumps(self._error(status, kind, text))}\n\n"
+            # Anthropic's client passes over events without a name.
+            event = f"event: error\n{event}" if self._is_messages else f"{event}data: [DONE]\n\n"
+            last["body"] = event.encode()
         await self._send(last)
+
+    def _error(
+        self, status: int, kind: str, text: str, code: str | None = None, param: str | None = None
+    ) -> dict[str, Any]:
+        """Return an error in the shape of OpenAI's clients, or of Anthropic's for its routes."""
+        body = error_body(kind, text, status if code is None else code, param)
+        if self._is_messages:
+            body["type"] = "error"
+            body["error"]["type"] = _ANTHROPIC.get(status, "invalid_request_error")
+        return body
 
     async def _deliver(self, message: Message) -> None:
         """Give a message to the connection, with the headers of every answer."""

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from serving.middleware.asgi import App, Message, Receive, Scope, Send, answer, refuse
+from serving.middleware.asgi import App, Message, Receive, Scope, Send, answer
+from serving.middleware.body import Refusal
 from serving.middleware.routes import MODELS
 
 Edit = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
@@ -19,6 +20,9 @@ async def answer_models(
 
     Args:
         edit: Returns the entries that clients see, from vLLM's.
+
+    Raises:
+        Refusal: There is no such model (404).
     """
     sent: list[Message] = []
 
@@ -26,7 +30,8 @@ async def answer_models(
         sent.append(message)
 
     path = scope["path"]
-    await app({**scope, "path": MODELS, "raw_path": MODELS.encode()}, receive, keep)
+    inner = {**scope, "method": "GET", "path": MODELS, "raw_path": MODELS.encode()}
+    await app(inner, receive, keep)
     start = next(message for message in sent if message["type"] == "http.response.start")
     content = b"".join(message.get("body", b"") for message in sent)
     if start["status"] != 200:
@@ -44,7 +49,8 @@ async def answer_models(
     name = path.removeprefix(f"{MODELS}/")
     entry = next((entry for entry in page["data"] if entry["id"] == name), None)
     if entry is None:
-        message = f"The model {name!r} does not exist; GET {MODELS} lists the names."
-        await refuse(send, 404, "NotFoundError", message, code="model_not_found", param="model")
-        return
+        raise Refusal(
+            404, f"The model {name!r} does not exist; GET {MODELS} lists the names.",
+            kind="NotFoundError", code="model_not_found", param="model",
+        )  # fmt: skip
     await answer(send, 200, entry)

@@ -25,6 +25,11 @@ class Route:
     lists: tuple[str, ...] = ()
     """Fields of its body of which each may be a list of prompts."""
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it takes; the routes of adapters judge theirs by the path."""
+        return ("POST",) if self.names_model else ("GET", "HEAD")
+
 
 PAIRS = ("documents", "items", "queries", "text_1", "text_2", "data_1", "data_2")
 """Fields of which two hold the two sides of pairs."""

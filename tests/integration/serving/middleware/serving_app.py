@@ -19,7 +19,7 @@ from typing import Any
 from prometheus_client import generate_latest
 
 from serving.middleware.app import TunelineMiddleware
-from serving.middleware.asgi import Receive, Scope, Send, answer, refuse
+from serving.middleware.asgi import Receive, Scope, Send, answer, error_body
 
 
 class Known:
@@ -50,7 +50,8 @@ class Known:
         self.bodies.append(fields)
         question = fields["messages"][-1]["content"]
         if question == "refuse":
-            await refuse(send, 400, "BadRequestError", "This prompt is <b>too</b> long.")
+            words = "This prompt is <b>too</b> long."
+            await answer(send, 400, error_body("BadRequestError", words, 400))
             return
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -18,7 +18,7 @@ from serving.adapters.settings import VARIABLE
 from serving.adapters.store import STATE_FILE, read_state
 from serving.middleware import keys as keys_module
 from serving.middleware.app import TunelineMiddleware
-from serving.middleware.asgi import Receive, Scope, Send, answer, refuse
+from serving.middleware.asgi import Receive, Scope, Send, answer, error_body
 from serving.middleware.settings import Settings
 from serving.middleware.watch import watch_engine
 from tests.unit.serving.adapters.made import (
@@ -80,6 +80,10 @@ class Vllm:
                 return
             is_base = model == "tickets" or model.partition("@")[2] in self.broken
             await answer(send, 200, completion(3 if is_base else 7, -0.5) | {"model": model})
+
+
+async def refuse(send: Send, status: int, kind: str, message: str) -> None:
+    await answer(send, status, error_body(kind, message, status))
 
 
 class Scene:

@@ -43,13 +43,35 @@ def request(
     return answer.status, answer.headers, answer.body
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/version"],
-)
-def test_listed_routes_reach_vllm(inner: Inner, path: str) -> None:
-    assert request(TunelineMiddleware(inner), path)[0] == 200
+LISTED = {
+    "/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/models": "GET",
+    "/health": "GET", "/metrics": "GET", "/version": "GET",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "method"), LISTED.items())
+def test_listed_routes_reach_vllm(inner: Inner, path: str, method: str) -> None:
+    assert request(TunelineMiddleware(inner), path, method)[0] == 200
     assert inner.paths == [path]
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "allowed"),
+    [
+        ("/v1/chat/completions", "GET", "POST"),
+        ("/v1/completions", "PUT", "POST"),
+        ("/v1/models", "POST", "GET, HEAD"),
+        ("/v1/models/a", "DELETE", "GET, HEAD"),
+        ("/metrics", "POST", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_refused_as_openai_does(
+    inner: Inner, path: str, method: str, allowed: str
+) -> None:
+    answer = ask(TunelineMiddleware(inner), path, method=method)
+    assert (answer.status, answer.headers["allow"]) == (405, allowed)
+    assert answer.error["type"] == "MethodNotAllowedError"
+    assert inner.paths == []
 
 
 @pytest.mark.parametrize(

@@ -110,13 +110,22 @@ def test_a_field_beyond_its_limit(
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"[1]", b"null", b"{", b"\xff", b'{"n": true}', b'{"n": "16"}', b'{"n": 16.0}',
+    [b"", b"[1]", b"null", b"{", b'{"n": true}', b'{"n": "16"}', b'{"n": 16.0}',
      b'{"n": null, "max_tokens": null}'],
 )  # fmt: skip
 def test_vllm_judges_what_is_no_request(body: bytes) -> None:
     inner = Inner()
     assert ask(TunelineMiddleware(inner), CHAT, parts=[body]).status == 200
     assert inner.bodies == [body]
+
+
+@pytest.mark.parametrize("body", ['{"prompt": "é"}'.encode("latin-1"), b"\x1f\x8b\x08\x00"])
+def test_a_body_that_is_no_text(body: bytes) -> None:
+    inner = Inner()
+    answer = ask(TunelineMiddleware(inner), CHAT, parts=[body])
+    assert (answer.status, answer.error["type"]) == (400, "BadRequestError")
+    assert answer.error["message"] == "The body is not text in UTF-8."
+    assert inner.paths == []
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000])
