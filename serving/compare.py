@@ -117,19 +117,34 @@ def converse_with_each(
 def _show_until(
     threads: list[threading.Thread], found: Mapping[str, str], console: Console | None
 ) -> None:
-    """Draw the answers until all threads have ended, and once more after that."""
+    """Draw the end of the answers until all threads have ended, and then the whole answers.
+
+    A picture that is taller than the screen cannot be drawn over: each one would leave a copy.
+    """
     if console is None:
         for thread in threads:
             thread.join()
         return
     from rich.live import Live
 
-    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(SECONDS_PER_PICTURE)
-                live.update(_columns(found), refresh=console.is_terminal)
-        live.update(_columns(found), refresh=True)
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(SECONDS_PER_PICTURE)
+                    live.update(_last_lines(console, _columns(found)), refresh=console.is_terminal)
+    finally:
+        console.print(_columns(found))
+
+
+def _last_lines(console: Console, table: RenderableType) -> RenderableType:
+    """Return the names and as many of the last lines as fit on the screen."""
+    from rich.segment import Segment, Segments
+
+    lines = console.render_lines(table, pad=False)
+    # The cursor needs a line, too.
+    shown = [*lines[:1], *lines[1:][-max(console.height - 2, 1) :]]
+    return Segments([segment for line in shown for segment in (*line, Segment.line())])
 
 
 def _columns(found: Mapping[str, str]) -> RenderableType:

@@ -66,6 +66,28 @@ def test_the_answers_are_in_columns_and_markup_is_text() -> None:
     assert body.index("three") == head.index("tuned")
 
 
+def test_answers_taller_than_the_screen_are_left_there_once() -> None:
+    """A terminal cannot draw over lines that have left its screen."""
+    long = [f"line {number}\n" for number in range(40)]
+
+    def slowly(_: Sequence[Message]) -> Iterator[str]:
+        for piece in long:
+            threading.Event().wait(0.01)
+            yield piece
+
+    made = Console(file=io.StringIO(), width=60, height=10, force_terminal=True)
+    ask_each(
+        {"base": slowly, "tuned": slowly}, {"base": [QUESTION], "tuned": [QUESTION]}, console=made
+    )
+    # A picture begins where the cursor has gone back to the first line of the one before.
+    *pictures, whole = re.split(r"(?:\x1b\[1A\x1b\[2K)+", shown(made))
+    assert len(pictures) > 1
+    for picture in pictures[:-1]:
+        assert "base" in picture and picture.count("\n") < made.height
+    assert "line 0 " not in pictures[-1]
+    assert all(whole.count(f"line {number} ") == 2 for number in range(40))
+
+
 def test_each_model_remembers_its_own_answers() -> None:
     heard: dict[str, list[list[Message]]] = {"base": [], "tuned": []}
 
