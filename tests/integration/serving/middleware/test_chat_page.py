@@ -65,6 +65,7 @@ def say(page: Page, text: str) -> None:
 def test_a_conversation_with_one_model(browser: Browser, url: str, known: Known) -> None:
     with reading(browser, url) as shown:
         page = shown.page
+        page.locator("summary").click()
         page.fill("#tokens", "77")
         say(page, "Where is my <i>order</i>?")
         answers = page.locator(".answer")
@@ -143,6 +144,7 @@ def test_an_answer_that_fails_is_said_and_its_question_forgotten(
         say(page, question)
         page.locator(".answer .error").wait_for()
         assert page.locator(".answer .error").inner_text() == words
+        assert page.input_value("#message") == question  # can be sent again
         say(page, "Next")
         page.locator(".figures").nth(1).filter(has_text="4 tokens").wait_for()
         assert [len(body["messages"]) for body in known.bodies] == [1, 1]
@@ -160,6 +162,48 @@ def test_stop_ends_an_answer_and_keeps_its_text(browser: Browser, url: str, know
     while known.num_left == 0:
         assert time.monotonic() < deadline_s
         time.sleep(0.02)  # polls; nothing is timed by it
+
+
+def test_a_lost_server_is_said(browser: Browser, url: str) -> None:
+    with reading(browser, url) as shown:
+        page = shown.page
+        page.route("**/v1/chat/completions", lambda route: route.abort())
+        say(page, "Hello")
+        assert page.locator(".answer .error").inner_text() == "The server does not answer."
+        assert page.input_value("#message") == "Hello"
+
+
+def test_the_end_is_in_view_unless_the_reader_looks_back(browser: Browser, url: str) -> None:
+    at_end = (
+        "() => { const m = at('turns'); return m.scrollHeight - m.scrollTop - m.clientHeight; }"
+    )
+    with reading(browser, url) as shown:
+        page = shown.page
+        for number in range(6):
+            say(page, "line\n" * 10)
+            page.locator(".figures").nth(number).filter(has_text="4 tokens").wait_for()
+        say(page, "refuse")
+        page.locator(".answer .error").wait_for()
+        assert page.evaluate(at_end) <= 1
+        say(page, "wait")
+        page.get_by_text("tuned saw 13: wait").wait_for()
+        page.evaluate("() => { at('turns').scrollTop = 0; }")
+        page.click("#stop")
+        page.locator(".figures").filter(has_text="stopped").wait_for()
+        assert page.evaluate("() => at('turns').scrollTop") == 0
+
+
+def test_a_field_without_a_number_leaves_the_choice_to_the_server(
+    browser: Browser, url: str, known: Known
+) -> None:
+    with reading(browser, url) as shown:
+        page = shown.page
+        page.locator("summary").click()
+        page.fill("#tokens", "")
+        page.fill("#temperature", "")
+        say(page, "Hello")
+        page.locator(".figures").first.filter(has_text="4 tokens").wait_for()
+    assert not {"max_tokens", "temperature"} & known.bodies[0].keys()
 
 
 def test_a_wrong_password_does_not_open_the_page(browser: Browser, url: str) -> None:
