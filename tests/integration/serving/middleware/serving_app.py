@@ -50,8 +50,8 @@ class Known:
         self.bodies.append(fields)
         question = fields["messages"][-1]["content"]
         if question == "refuse":
-            words = "This prompt is <b>too</b> long."
-            await answer(send, 400, error_body("BadRequestError", words, 400))
+            why = "This prompt is <b>too</b> long."
+            await answer(send, 400, error_body("BadRequestError", why, 400))
             return
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
