@@ -99,7 +99,7 @@ def parse_body(body: bytes) -> dict[str, Any] | None:
     its own words.
 
     Raises:
-        Refusal: The body is nested too deeply, or is no text; vLLM's answer to that is not an
+        Refusal: The body is nested too deeply, or is not text; vLLM's answer to that is not an
             OpenAI error.
     """
     if num_levels(body) > MAX_LEVELS:
