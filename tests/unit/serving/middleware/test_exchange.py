@@ -21,7 +21,7 @@ def ended(path: str, kind: bytes | None) -> tuple[int, bytes]:
     """Return status and body of an answer that the server ends.
 
     Args:
-        kind: The content type of an answer that has begun; None for an answer that has yet to begin.
+        kind: The content type of an answer that has begun; None before an answer begins.
     """
     sent: list[Message] = []
 
