@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from tuneline.core.documents import parse_json
 from tuneline.core.errors import ArtifactError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -229,16 +230,10 @@ def is_finite(values: torch.Tensor) -> bool:
 
 
 def _parse_header(path: Path, header: bytes) -> tuple[dict[str, str], tuple[TensorEntry, ...]]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            raise ArtifactError(f"{path}: corrupt header: a name appears twice")
-        return values
-
     try:
-        values = json.loads(header, object_pairs_hook=unique)
-    except (ValueError, RecursionError):
-        raise ArtifactError(f"{path}: corrupt header: not JSON") from None
+        values = parse_json(header)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: corrupt header: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ArtifactError(f"{path}: corrupt header: expected a JSON object")
     metadata = values.pop("__metadata__", {}) or {}

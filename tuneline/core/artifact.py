@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from tuneline.core.config import StrictModel, first_problem
 from tuneline.core.digests import short_digest
 from tuneline.core.disk import cannot_write, disk_full, sync_path
+from tuneline.core.documents import parse_json
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError, NotAnArtifactError, TamperedError
 from tuneline.core.files import (
@@ -252,11 +253,12 @@ def open_artifact(
     except (OSError, UnicodeDecodeError):
         raise NotAnArtifactError(f"{path}: expected a directory with a manifest.json") from None
     try:
+        parse_json(text)
         manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
+    except (ValueError, RecursionError) as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else error
         raise NotAnArtifactError(
-            f"{path / MANIFEST}: {first_problem(error)}; expected a manifest of schema version "
-            f"{SCHEMA_VERSION}",
+            f"{path / MANIFEST}: {problem}; expected a manifest of schema version {SCHEMA_VERSION}",
             hint=_make_again(path),
         ) from None
     artifact = Artifact(path, manifest)

@@ -1,10 +1,10 @@
-"""JSON documents with a version: `release.json`, and the reports of the load test."""
+"""JSON: a reader that takes each key once, and documents with a version such as `release.json`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,6 +12,28 @@ from tuneline.core.config import first_problem
 from tuneline.core.errors import ArtifactError
 
 Document = TypeVar("Document", bound=BaseModel)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return a JSON value whose objects have each key once.
+
+    Of two equal keys, some readers take the first and others the last. A document with both says
+    one thing to the program that verifies it and another to the program that shows it.
+
+    Raises:
+        ValueError: It is not JSON, or a key appears twice in an object.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} appears twice")
+    return found
 
 
 def write_document(document: BaseModel, path: Path) -> None:
@@ -38,7 +60,8 @@ def read_versioned(
         ArtifactError: The file is unreadable, is not such a document, or has another version.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = parse_json(text)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}", hint=hint) from None
     except (ValueError, RecursionError) as error:
@@ -50,7 +73,7 @@ def read_versioned(
             hint=f"{hint} Or read it with the version of Tuneline that wrote it.",
         )
     try:
-        return schema.model_validate_json(json.dumps(value))
+        return schema.model_validate_json(text)
     except ValidationError as error:
         problem = first_problem(error, "the document")
         raise ArtifactError(

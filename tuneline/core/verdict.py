@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 
 from tuneline.core.artifact import STAGE_DIR, Artifact, remove_command
 from tuneline.core.artifact_kinds import KINDS
+from tuneline.core.documents import parse_json
 from tuneline.core.errors import (
     InconclusiveError,
     InvalidError,
@@ -43,7 +43,7 @@ def read_verdict(artifact: Artifact) -> Verdict:
         return Verdict.PASS
     path = artifact.path / kind.verdict_file
     try:
-        return Verdict(json.loads(path.read_text(encoding="utf-8"))["verdict"])
+        return Verdict(parse_json(path.read_text(encoding="utf-8"))["verdict"])
     except (ValueError, KeyError, TypeError):
         raise TamperedError(
             f"{path}: has no verdict; expected {', '.join(Verdict)}",

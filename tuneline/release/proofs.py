@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tuneline.core.artifact import Artifact, open_artifact, remove_command, verify_artifact
+from tuneline.core.documents import parse_json
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.files import MANIFEST, file_sha256
 from tuneline.core.release import Release, Source, read_release
@@ -125,7 +125,7 @@ class Proofs:
 
     def read(self, stage: str, file: str) -> Any:
         """Return the JSON document of a stage's artifact."""
-        return json.loads((self.made[stage].path / file).read_text(encoding="utf-8"))
+        return parse_json((self.made[stage].path / file).read_text(encoding="utf-8"))
 
     def metrics_source(self, stage: str, pointer: str = "") -> Source:
         """Return the place of a figure that only the manifest has."""

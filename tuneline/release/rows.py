@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 
 from tuneline.core.artifact import open_artifact
 from tuneline.core.config import StrictModel
+from tuneline.core.documents import parse_json
 from tuneline.core.errors import ArtifactError
 from tuneline.core.release import ROWS_FILE
 from tuneline.core.statistics import (
@@ -112,7 +112,7 @@ class Compared:
 
 def read_rows(evaluation: Path, metric: str) -> Rows:
     """Return the values of an evaluation artifact; a metric that it lacks has no rows."""
-    scores = json.loads((evaluation / SCORES_FILE).read_text(encoding="utf-8"))
+    scores = parse_json((evaluation / SCORES_FILE).read_text(encoding="utf-8"))
     values = {
         _key(prediction): float(value)
         for prediction in read_lines(evaluation / PREDICTIONS_FILE)
@@ -137,8 +137,8 @@ def read_released_rows(release: Path) -> Rows | None:
     if not path.is_file():
         return None
     try:
-        return Rows.model_validate_json(path.read_text("utf-8"))
-    except (ValidationError, UnicodeDecodeError):
+        return Rows.model_validate(parse_json(path.read_text("utf-8")))
+    except (ValueError, RecursionError):
         raise ArtifactError(f"{path}: does not hold the values of held-out rows") from None
 
 
@@ -213,7 +213,7 @@ def compare_in_order(first: Path, second: Path, metric: str) -> Compared | None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the JSON documents of a file with one in each line."""
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.removesuffix("\n").split("\n") if line]
+    return [parse_json(line) for line in text.removesuffix("\n").split("\n") if line]
 
 
 def _interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.core.artifact import remove_command
+from tuneline.core.documents import parse_json
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError, ServerError, TamperedError
 from tuneline.core.files import MANIFEST, file_sha256
@@ -248,8 +249,9 @@ def check_signature(
         *UNREADABLE,
     )
     try:
+        parse_json(signature.read_text(encoding="utf-8"))
         config.verify(folder, signature)
-    except refused as error:
+    except (*refused, RecursionError) as error:
         said = str(error).strip()
         if said.startswith("Signature mismatch"):
             raise TamperedError(

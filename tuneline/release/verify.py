@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.digests import short_digest
+from tuneline.core.documents import parse_json
 from tuneline.core.errors import ConfigError, TamperedError
 from tuneline.core.files import MANIFEST, FileEntry, difference_lines, file_sha256
 from tuneline.core.release import (
@@ -177,13 +177,13 @@ def _read_json(path: Path) -> Any:
     """Return the JSON value of a release's file.
 
     Raises:
-        TamperedError: There is no such file, or it is not JSON.
+        TamperedError: There is no such file, or it is not JSON with each key once.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise TamperedError(
-            f"{path}: is missing or is not JSON; expected a file of a release",
+            f"{path}: cannot be read: {error}; expected a file of a release",
             hint="Fetch the release again, or release again: tuneline release RUN.yaml",
         ) from None
 

@@ -148,6 +148,9 @@ def test_a_changed_added_removed_or_renamed_file_is_named(
             "the verdict PASS contradic",
         ),
         ("bom.json", '"content": "', '"content": "0', "bom.json: is about another model"),
+        ("release.json", '"verdict":', '"verdict": "FAIL", "verdict":', "key 'verdict' appears"),
+        ("statement.json", '"subject":', '"subject": [], "subject":', "key 'subject' appears"),
+        ("bom.json", '"components":', '"components": [], "components":', "key 'components' appea"),
         ("README.md", "Verdict", "verdict", ""),
     ],
 )
@@ -172,6 +175,20 @@ def test_another_signature_in_place_of_the_own_is_refused(
     done = verify(release, "--key", keys / "own.pub", "--model", model)
     assert done.returncode == 3
     assert "differs from the signed files" in done.stderr
+
+
+def test_a_signature_with_a_key_that_appears_twice_is_refused(
+    shipped: tuple[Path, Path], keys: Path
+) -> None:
+    release, model = shipped
+    signature = release / "model.sig"
+    text = signature.read_text()
+    twice = '{"dsseEnvelope": {},' + text[1:]
+    assert json.loads(twice) == json.loads(text)
+    signature.write_text(twice)
+    done = verify(model, "--signature", signature, "--key", keys / "own.pub")
+    assert done.returncode == 3
+    assert "the key 'dsseEnvelope' appears twice" in done.stderr
 
 
 def test_a_single_file_of_a_release_is_not_called_a_pass(

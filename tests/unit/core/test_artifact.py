@@ -180,11 +180,20 @@ def test_missing_extra_and_rewritten_manifest_are_found(tmp_path: Path) -> None:
         verify_artifact(open_artifact(tmp_path / "x"))
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"schema_version": 99}', '{"kind": "model"}'])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "[" * 100_000, '{"schema_version": 99}'])
 def test_a_broken_manifest_is_not_an_artifact(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(NotAnArtifactError, match=r"manifest\.json"):
         open_artifact(tmp_path)
+
+
+def test_a_manifest_with_a_key_that_appears_twice_is_not_read(tmp_path: Path) -> None:
+    with new_artifact(tmp_path / "x", "model", config={}) as draft:
+        (draft.dir / "a.txt").write_text("a")
+    manifest = tmp_path / "x" / "manifest.json"
+    manifest.write_text('{"kind": "adapter",' + manifest.read_text()[1:])
+    with pytest.raises(NotAnArtifactError, match=r"manifest\.json: the key 'kind' appears twice"):
+        open_artifact(tmp_path / "x")
 
 
 def test_kind_is_checked(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
+        ('{"version": 2, "text": "x", "version": 2}', "the key 'version' appears twice"),
         ("[]", "version is None; expected 2"),
         ('{"version": 1, "text": "x"}', "version is 1; expected 2"),
         ('{"version": "2", "text": "x"}', "version is '2'; expected 2"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from serving.config import flag_name
+from tuneline.core.documents import parse_json
 from tuneline.core.files import payload_files, relative_name
 from tuneline.models.own_code import code_keys
 from tuneline.pipeline.server import serves_adapter
@@ -95,8 +95,8 @@ def _reason(path: Path) -> str | None:
 def _remote_code(path: Path) -> str | None:
     """Return why a configuration file makes a loader run code."""
     try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = parse_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        return "is not JSON"
+        return "is not JSON with each key once"
     key = next(code_keys(value), None)
     return f"names code of its own ({key})" if key else None
