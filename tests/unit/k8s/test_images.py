@@ -82,7 +82,17 @@ def test_the_training_has_cuda_unless_the_build_asks_for_the_cpu() -> None:
     (path,) = (path for path in IMAGES if path.suffix == ".training")
     last = stages(path)[-1]
     assert ("ARG", "BUILD=gpu") in last
-    assert ("COPY", "constraints/${BUILD}.txt /wheels/constraints.txt") in last
+    (install,) = [arguments for name, arguments in last if "pip install" in arguments]
+    assert "-c /wheels/${BUILD}.txt" in install
+
+
+@pytest.mark.parametrize("name", ["loadtest", "training"])
+def test_no_layer_keeps_the_wheel_that_is_installed(name: str) -> None:
+    (path,) = (path for path in IMAGES if path.suffix == f".{name}")
+    last = stages(path)[-1]
+    assert "COPY" not in {instruction for instruction, _ in last}
+    (install,) = [arguments for _, arguments in last if "pip install" in arguments]
+    assert "--mount=type=bind,from=build,source=/wheels,target=/wheels " in install
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)
