@@ -130,6 +130,7 @@ def apply_manifests(
     """
     record = plan.record
     _refuse_busy(cluster, record)
+    _refuse_paused(cluster, plan)
     now, proven = record.history.now(), record.history.proven()
     back = [] if proven is None else record.objects(proven.number)
     limit_s = timeout_s or rollout_limit_s([*plan.merged, *back])
@@ -235,6 +236,17 @@ def _refuse_busy(cluster: Cluster, record: Record) -> None:
             f"{newest.applied_at}, until {newest.until} at the latest",
             hint="Wait for it, or end it with: tuneline deploy roll-back RUN.yaml",
         )
+
+
+def _refuse_paused(cluster: Cluster, plan: Plan) -> None:
+    """Raise ServerError for a Deployment that somebody has paused: no pod would be replaced."""
+    for item in plan.merged:
+        if item["kind"] == "Deployment" and item["spec"].get("paused"):
+            name = item["metadata"]["name"]
+            raise ServerError(
+                f"{cluster.where}: {ref(item)} is paused, and would start no new pod",
+                hint=f"Try: kubectl rollout resume -n {cluster.namespace} deployment {name}",
+            )
 
 
 def _begin(cluster: Cluster, plan: Plan, limit_s: float) -> Revision:

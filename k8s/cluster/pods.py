@@ -21,11 +21,18 @@ PATIENCE_S = {
     "CreateContainerError": 60.0,
     "RunContainerError": 60.0,
     "FailedCreate": 60.0,
-    "Failed": 60.0,
+    "Paused": 0.0,
+    "FailedMount": 300.0,
+    "FailedAttachVolume": 300.0,
+    "FailedCreatePodSandBox": 300.0,
 }
 """Seconds that a reason may last before the rollout counts as failed. A reason that is not in the
-table may last until the rollout's deadline: an unschedulable pod may wait for a new node."""
+table may last until the rollout's deadline: an unschedulable pod may wait for a new node, and a pod
+that a node has evicted (Failed) has a successor already."""
 ENDED = "Terminated"
+_IN_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+"""Reasons that no status of a pod has. The kubelet says them in events."""
+_BEFORE_START = ("ContainerCreating", "PodInitializing")
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,8 @@ def _find_trouble(pod: Pod) -> Trouble | None:
         if ended and ended.get("exitCode", 0) != 0:
             return Trouble(name, ENDED, _end_words(ended), one["name"])
     if status.get("phase") == "Failed":
-        return Trouble(name, "Failed", f"{status.get('reason', '')} {status.get('message', '')}")
+        words = f"{status.get('reason', '')} {status.get('message', '')}".strip()
+        return Trouble(name, "Failed", words)
     return None
 
 
@@ -113,9 +121,61 @@ def _end_words(ended: Mapping[str, Any] | None) -> str:
     return f"{words}: {message}" if message else words
 
 
+def is_before_start(pod: Pod) -> bool:
+    """Return whether the kubelet prepares a container of a pod, and none runs."""
+    status = pod.get("status", {})
+    kinds = ("initContainerStatuses", "containerStatuses")
+    states = [one.get("state", {}) for kind in kinds for one in status.get(kind, [])]
+    reasons = [state.get("waiting", {}).get("reason") for state in states]
+    return any(reason in _BEFORE_START for reason in reasons) and not any(
+        "running" in state for state in states
+    )
+
+
+def find_event_trouble(pod: Pod, events: Sequence[Object]) -> Trouble | None:
+    """Return what the kubelet's last event about a pod before its start complains about."""
+    own = [
+        one for one in events if one["involvedObject"].get("name") == pod["metadata"]["name"]
+    ]  # fmt: skip
+    if not own or not is_before_start(pod):
+        return None
+    last = max(own, key=event_time)
+    if last.get("reason") not in _IN_EVENTS:
+        return None
+    return Trouble(
+        pod["metadata"]["name"], last["reason"], hide_secrets(str(last.get("message", "")))
+    )
+
+
+def event_time(event: Mapping[str, Any]) -> str:
+    """Return when an event was seen last, in a form that can be sorted."""
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+def slow_words(pod: Pod) -> tuple[str, str | None]:
+    """Return what keeps a pod without a trouble from being ready, and the container that does."""
+    status = pod.get("status", {})
+    for one in status.get("initContainerStatuses", []):
+        if "running" in one.get("state", {}):
+            return f"its init container {one['name']} still runs", one["name"]
+    if is_before_start(pod):
+        return "its image is being pulled, or its volumes are being mounted", None
+    for condition in status.get("conditions", []):
+        if condition["type"] == "Ready" and condition.get("reason") == "ReadinessGatesNotReady":
+            return f"its readiness gates are not met: {condition.get('message', '')}", None
+    running = [one for one in status.get("containerStatuses", []) if "running" in one["state"]]
+    for one in running:
+        if not one.get("ready"):
+            return f"started, and the readiness probe of {one['name']} fails", one["name"]
+    return "waits for the scheduler or the kubelet", None
+
+
 def find_creation_trouble(objects: Sequence[Object]) -> Trouble | None:
-    """Return why a Deployment or a ReplicaSet cannot make pods: a quota, an admission, a right."""
+    """Return why a Deployment or a ReplicaSet makes no pods: a pause, a quota, an admission."""
     for item in objects:
+        if item.get("spec", {}).get("paused"):
+            where = f"{item['kind']}/{item['metadata']['name']}"
+            return Trouble(where, "Paused", "kubectl rollout resume lets it go on")
         for condition in item.get("status", {}).get("conditions", []):
             if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
                 where = f"{item['kind']}/{item['metadata']['name']}"

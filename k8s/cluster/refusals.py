@@ -27,6 +27,7 @@ _PASSING = re.compile(
 )
 """A conflict about the record says that somebody else works on the deployment; it does not pass."""
 OTHER_AUTOSCALER = "The number of pods stays without an autoscaler. Delete it, and apply again"
+SILENT_WEBHOOK = "an admission webhook of the cluster does not answer"
 CHANGED_RECORD = "somebody else changed the record of this deployment at the same time"
 _NOISE = re.compile(r"^(?:Warning: .*|E\d{4} .*memcache\.go.*)\n?", re.MULTILINE)
 
@@ -62,6 +63,12 @@ def explain_refusal(where: str, options: Sequence[str], verb: str, stderr: str) 
         )
     if (refused := _refused_by_controller(where, kubectl, words)) is not None:
         return refused
+    if "failed calling webhook" in words:
+        return ServerError(
+            f"{where}: {SILENT_WEBHOOK}: {words}",
+            hint="Ask who runs it, or see: kubectl get mutatingwebhookconfigurations,"
+            "validatingwebhookconfigurations",
+        )
     if "admission webhook" in words or "violates" in words or "exceeded quota" in words:
         return ServerError(f"{where}: the cluster does not admit the objects: {words}")
     if "orbidden" in words:
@@ -122,4 +129,6 @@ def is_transient(words: str) -> bool:
 
 def is_unreachable(error: TunelineError) -> bool:
     """Return whether an error says that the cluster did not answer, not that it refused."""
+    if SILENT_WEBHOOK in error.message:
+        return False
     return bool(UNREACHABLE.search(error.message)) or "no answer within" in error.message

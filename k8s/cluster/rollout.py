@@ -12,12 +12,16 @@ from k8s.cluster.kubectl import Cluster, Object, get, read_log
 from k8s.cluster.pods import (
     ENDED,
     PATIENCE_S,
+    Pod,
     Trouble,
     find_creation_trouble,
+    find_event_trouble,
     find_trouble,
+    is_before_start,
     is_ready,
+    slow_words,
 )
-from k8s.cluster.refusals import is_transient, is_unreachable
+from k8s.cluster.refusals import is_transient, is_unreachable, missing_right
 from k8s.render.kustomize import INSTANCE_LABEL
 from tuneline.core.errors import ServerError
 from tuneline.core.progress import logger, progress
@@ -39,11 +43,16 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Rollout:
-    """A Deployment with its ReplicaSets and pods, at one time."""
+    """A Deployment with its ReplicaSets and pods, at one time.
+
+    Attributes:
+        events: Events of pods, if one of them has a node and does not start.
+    """
 
     deployment: Object
     replica_sets: list[Object] = field(default_factory=list)
     pods: list[Object] = field(default_factory=list)
+    events: list[Object] = field(default_factory=list)
 
     @property
     def wanted(self) -> int:
@@ -97,10 +106,20 @@ class Rollout:
         ]  # fmt: skip
 
     def troubles(self) -> list[Trouble]:
-        """Return why pods of the newest version are not ready."""
-        found = [find_trouble(pod) for pod in self.newest_pods()]
+        """Return why pods of the newest version are not ready.
+
+        A pod that is being removed has no say. Of pods that have failed and have successors, the
+        first one stands for all.
+        """
+        pods = [p for p in self.newest_pods() if "deletionTimestamp" not in p["metadata"]]
+        failed = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
+        found = [self.trouble_of(pod) for pod in pods if pod not in failed[1:]]
         made = find_creation_trouble([self.deployment, *self.replica_sets])
         return [one for one in [made, *found] if one is not None]
+
+    def trouble_of(self, pod: Pod) -> Trouble | None:
+        """Return why a pod is not ready, in the words of its status or of its events."""
+        return find_trouble(pod) or find_event_trouble(pod, self.events)
 
 
 def read_rollout(cluster: Cluster, server: str, run: str) -> Rollout | None:
@@ -111,11 +130,23 @@ def read_rollout(cluster: Cluster, server: str, run: str) -> Rollout | None:
     own = [item for item in deployments if item["metadata"]["name"] == server]
     if not own:
         return None
+    pods = [item for item in found if item["kind"] == "Pod"]
     return Rollout(
         own[0],
         [item for item in found if item["kind"] == "ReplicaSet"],
-        [item for item in found if item["kind"] == "Pod"],
+        pods,
+        _read_events(cluster) if any(is_before_start(pod) for pod in pods) else [],
     )
+
+
+def _read_events(cluster: Cluster) -> list[Object]:
+    """Return the events of pods; none without the right to list them."""
+    try:
+        return get(cluster, "events", "--field-selector=involvedObject.kind=Pod")
+    except ServerError as error:
+        if missing_right(error) is None:
+            raise
+        return []
 
 
 def rollout_limit_s(objects: Sequence[Mapping[str, Any]]) -> float:
@@ -227,10 +258,10 @@ def _failure(
             lines += [f"    {text}" for text in read_log(cluster, one.object, one.container)]
     for pod in rollout.newest_pods():
         if not troubles and not is_ready(pod):
-            lines.append(f"  {pod['metadata']['name']}: started, and its readiness probe fails")
-            containers = pod.get("spec", {}).get("containers", [])
-            if containers and num_logs < MAX_LOGS:
+            words, container = slow_words(pod)
+            lines.append(f"  {pod['metadata']['name']}: {words}")
+            if container is not None and num_logs < MAX_LOGS:
                 num_logs += 1
-                found = read_log(cluster, pod["metadata"]["name"], containers[0]["name"])
+                found = read_log(cluster, pod["metadata"]["name"], container)
                 lines += [f"    {text}" for text in found]
     return ServerError("\n".join(lines))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import Field
 
 from k8s.cluster.changes import RELEASE
 from k8s.cluster.kubectl import IN_CLUSTER, Cluster, Object, get
-from k8s.cluster.pods import find_trouble, is_ready
+from k8s.cluster.pods import event_time, is_ready
 from k8s.cluster.refusals import missing_right
 from k8s.cluster.revisions import History, is_under_way, read_record
 from k8s.cluster.rollout import Rollout, read_rollout
@@ -166,7 +166,7 @@ def read_state(cluster: Cluster, run: str, local_release: str | None) -> Cluster
         is_current=release is not None and release == local_release,
         is_ready=rollout.is_done(),
         rollout=_rollout_words(rollout),
-        pods=[_pod_state(pod, newest) for pod in rollout.pods],
+        pods=[_pod_state(rollout, pod, newest) for pod in rollout.pods],
         scaling=scaling,
         weights=weights,
         route_problem=problem or "",
@@ -199,8 +199,8 @@ def _rollout_words(rollout: Rollout) -> str:
     return "; ".join([words, *reasons])
 
 
-def _pod_state(pod: Object, newest: set[str]) -> PodState:
-    trouble = find_trouble(pod)
+def _pod_state(rollout: Rollout, pod: Object, newest: set[str]) -> PodState:
+    trouble = rollout.trouble_of(pod)
     return PodState(
         name=pod["metadata"]["name"],
         is_ready=is_ready(pod),
@@ -244,13 +244,9 @@ def _events(cluster: Cluster, run: str) -> list[str]:
         if event.get("type") == "Warning"
         and str(event["involvedObject"].get("name", "")).startswith(own)
     ]
-    found.sort(key=_event_time)
+    found.sort(key=event_time)
     return [
         f"{event['involvedObject']['kind']}/{event['involvedObject']['name']}: "
         f"{event.get('reason')}: {hide_secrets(str(event.get('message')))}"
         for event in found[-NUM_EVENTS:]
     ]
-
-
-def _event_time(event: Mapping[str, Any]) -> str:
-    return str(event.get("lastTimestamp") or event.get("eventTime") or "")

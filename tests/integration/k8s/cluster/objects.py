@@ -254,6 +254,10 @@ class Store:
                     },
                     "spec": spec["template"]["spec"], "status": {},
                 }  # fmt: skip
+                if fault == "mount":
+                    self.objects["events", pod] = event(
+                        "Pod", pod, "FailedMount", 'MountVolume.SetUp failed: secret "x" not found'
+                    )
         self.tick()
 
     def tick(self) -> None:
@@ -275,6 +279,15 @@ class Store:
                 ]
                 is_late = (name, item["metadata"]["generation"]) in self.looked
                 item["status"] = deployment_status(item, pods, fault, is_late=is_late)
+
+
+def event(kind: str, name: str, reason: str, message: str) -> Object:
+    """Return a warning about an object."""
+    return {
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": "tuneline"},
+        "type": "Warning", "reason": reason, "message": message,
+        "involvedObject": {"kind": kind, "name": name}, "lastTimestamp": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
 
 
 def pod_status(pod: Object, fault: str | None, is_old: bool) -> Object:
@@ -306,6 +319,8 @@ def pod_status(pod: Object, fault: str | None, is_old: bool) -> Object:
         ended = {"exitCode": 1, "reason": "Error", "message": "the engine did not start"}
         container["state"] = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
         container.update(restartCount=3, lastState={"terminated": ended})
+    if fault == "mount":
+        container["state"] = {"waiting": {"reason": "ContainerCreating"}}
     phase = "Running" if fault in (None, "never", "restarts", "odd") else "Pending"
     if fault == "restarts":
         conditions[0]["status"] = "True"

@@ -86,6 +86,7 @@ FAULTS = {
     "image-pull": [r"ImagePullBackOff: Back-off pulling image", "tuneline-server:2", "not found"],
     "crash": ["CrashLoopBackOff: exit code 1: the engine did not start", "no kernel image"],
     "unschedulable": ["Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."],
+    "mount": ['FailedMount: MountVolume.SetUp failed: secret "x" not found'],
     "quota": ["FailedCreate", "exceeded quota: team, requested: limits.cpu=4, limited: 2"],
     "admission": ["FailedCreate", 'violates PodSecurity "restricted:latest"'],
     "never": ["0 of 2 new pods are ready", "its readiness probe fails", "no kernel image"],
@@ -274,6 +275,19 @@ def test_a_version_that_kubectl_applied_can_be_rolled_back_to(
     secrets = ("key-in-a-flag", "flag-token", "key-in-a-log", "log-token")
     record = json.dumps(history(cluster))
     assert not [one for one in secrets if one in shown + done.stdout + done.stderr + record]
+
+
+def test_a_paused_deployment_is_left_as_it_is(
+    cluster: ApiServer, deployed: Released, second: Released
+) -> None:
+    before = running(cluster)
+    cluster.store.objects["deployments", SERVER]["spec"]["paused"] = True
+    done = second.deploy("apply", "--yes")
+    assert done.returncode == 5
+    assert f"Deployment/{SERVER} is paused, and would start no new pod" in done.stderr
+    assert f"kubectl rollout resume -n tuneline deployment {SERVER}" in done.stderr
+    assert running(cluster) == before
+    assert cluster.store.applied == []
 
 
 def test_a_field_of_another_manager_is_not_overwritten(

@@ -16,6 +16,7 @@ from tests.integration.k8s.cluster.conftest import (
     running,
 )
 from tests.integration.k8s.cluster.model_server import ModelServer
+from tests.integration.k8s.cluster.objects import event
 
 Serve = Callable[..., ModelServer]
 
@@ -91,12 +92,7 @@ def test_status_says_why_pods_are_not_ready(
         ("Pod", f"{SERVER}-x", "BackOff"), ("Pod", "other-x", "Other"),
         ("Pod", "support-tickets-2-model-server-x", "Other"),
     ]:  # fmt: skip
-        cluster.store.objects["events", name] = {
-            "apiVersion": "v1", "kind": "Event",
-            "metadata": {"name": name, "namespace": "tuneline"},
-            "type": "Warning", "reason": reason, "message": "it fails",
-            "involvedObject": {"kind": kind, "name": name}, "lastTimestamp": "2026-01-01T00:00:00Z",
-        }  # fmt: skip
+        cluster.store.objects["events", name] = event(kind, name, reason, "it fails")
     cluster.store.objects["horizontalpodautoscalers", "h"] = {
         "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
         "metadata": {"name": "h", "namespace": "tuneline"},

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from k8s.cluster.pods import Trouble, find_creation_trouble, find_trouble, is_ready
+from k8s.cluster.pods import (
+    Trouble,
+    find_creation_trouble,
+    find_event_trouble,
+    find_trouble,
+    is_ready,
+    slow_words,
+)
 
 
 def pod(**status: Any) -> dict[str, Any]:
@@ -67,6 +74,13 @@ def test_a_pod_that_waits_for_its_queue_says_which() -> None:
             Trouble("p", "CrashLoopBackOff", "exit code 137 (OOMKilled)", "vllm"),
         ),
         (
+            {"initContainerStatuses": [
+                waiting("CrashLoopBackOff", "back-off 10s",
+                        lastState={"terminated": {"exitCode": 3, "message": "not signed by KEY"}})
+            ], "containerStatuses": [waiting("PodInitializing")]},
+            Trouble("p", "CrashLoopBackOff", "exit code 3: not signed by KEY", "vllm"),
+        ),
+        (
             {"containerStatuses": [
                 {"name": "vllm", "state": {"terminated": {"exitCode": 2, "message": "no model"}}}
             ]},
@@ -87,6 +101,75 @@ def test_a_pod_that_ends_is_not_ready() -> None:
     assert is_ready(found)
     found["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert not is_ready(found)
+
+
+def event(reason: str, minute: int, name: str = "p") -> dict[str, Any]:
+    time = f"2026-01-01T00:{minute:02}:00Z"
+    message = f"{reason} at {minute}"
+    about = {"name": name}
+    return {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": time}
+
+
+@pytest.mark.parametrize(
+    ("reason", "events", "words"),
+    [
+        ("ContainerCreating", [("FailedMount", 2), ("Scheduled", 1)], "FailedMount at 2"),
+        ("PodInitializing", [("FailedAttachVolume", 3)], "FailedAttachVolume at 3"),
+        ("ContainerCreating", [("FailedCreatePodSandBox", 3)], "FailedCreatePodSandBox at 3"),
+        # The volume is there by now, and the image is pulled.
+        ("ContainerCreating", [("FailedMount", 2), ("Pulling", 3)], None),
+        ("ContainerCreating", [("FailedScheduling", 2)], None),
+        ("ContainerCreating", [], None),
+        ("", [("FailedMount", 2)], None),
+    ],
+)
+def test_a_pod_before_its_start_has_the_words_of_its_last_event(
+    reason: str, events: list[tuple[str, int]], words: str | None
+) -> None:
+    state = pod(containerStatuses=[waiting(reason)])
+    others = event("FailedMount", 9, name="other")
+    found = find_event_trouble(state, [others, *(event(*one) for one in events)])
+    assert (None if found is None else found.words) == words
+
+
+RUNNING = {"name": "vllm", "state": {"running": {}}, "ready": False}
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "container"),
+    [
+        ({}, "waits for the scheduler or the kubelet", None),
+        ({"containerStatuses": [waiting("ContainerCreating")]}, "its image is being pulled", None),
+        (
+            {"initContainerStatuses": [{"name": "verify", "state": {"running": {}}}],
+             "containerStatuses": [waiting("PodInitializing")]},
+            "its init container verify still runs", "verify",
+        ),
+        (
+            {"initContainerStatuses": [{"name": "verify", "state": {"terminated": {}}}],
+             "containerStatuses": [waiting("PodInitializing")]},
+            "its image is being pulled", None,
+        ),
+        ({"containerStatuses": [RUNNING]}, "the readiness probe of vllm fails", "vllm"),
+        (
+            {"containerStatuses": [{**RUNNING, "ready": True}], "conditions": [
+                condition("Ready", "False", reason="ReadinessGatesNotReady", message="no NEG")]},
+            "its readiness gates are not met: no NEG", None,
+        ),
+    ],
+)  # fmt: skip
+def test_a_slow_pod_says_what_it_waits_for(
+    status: dict[str, Any], words: str, container: str | None
+) -> None:
+    said, whose = slow_words(pod(**status))
+    assert words in said
+    assert whose == container
+
+
+def test_a_paused_deployment_is_the_reason() -> None:
+    item = {"kind": "Deployment", "metadata": {"name": "d"}, "spec": {"paused": True}}
+    found = find_creation_trouble([item])
+    assert found is not None and (found.object, found.reason) == ("Deployment/d", "Paused")
 
 
 def test_a_quota_is_the_reason_of_a_deployment_without_pods() -> None:

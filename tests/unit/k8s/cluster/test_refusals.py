@@ -58,6 +58,13 @@ OPTIONS = ["--context=c", "--namespace=n"]
             "lacks a kind of object",
             "leave out its component",
         ),
+        (
+            "Error from server (InternalError): Internal error occurred: failed calling webhook "
+            '"w.example.com": failed to call webhook: Post "https://w.n.svc:443/x?timeout=10s": '
+            "context deadline exceeded",
+            "an admission webhook of the cluster does not answer: ",
+            "validatingwebhookconfigurations",
+        ),
         ("Error from server (BadRequest): what", "kubectl get: Error from server", None),
     ],
 )  # fmt: skip

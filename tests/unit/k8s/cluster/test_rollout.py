@@ -100,6 +100,22 @@ def test_a_crash_of_the_version_that_is_left_does_not_end_the_waiting(watch: Wat
         watch(left, look(3, trouble="CrashLoopBackOff"), look(3, is_done=True))
 
 
+def test_failed_pods_that_have_successors_do_not_end_the_waiting(watch: Watch) -> None:
+    """A node has evicted two pods; the third one loads."""
+    now = look(3)
+    labels = {"pod-template-hash": "h3"}
+    status = {"phase": "Failed", "reason": "Evicted"}
+    evicted = [
+        {"kind": "Pod", "metadata": {"name": name, "labels": labels}, "status": status}
+        for name in ("a", "b")
+    ]
+    gone = {"name": "c", "labels": labels, "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    ending = {"kind": "Pod", "metadata": gone, "status": {"phase": "Failed"}}
+    now.pods.extend([*evicted, ending])
+    assert [one.line() for one in now.troubles()] == ["a: Failed: Evicted"]
+    assert watch(now, now, look(3, is_done=True)).is_done()
+
+
 def test_a_deadline_of_the_version_that_is_left_does_not_end_the_waiting(watch: Watch) -> None:
     assert watch(look(3, late=LATE), look(3, late=LATE), look(3, is_done=True)).is_done()
     with pytest.raises(ServerError, match="0 of 1 new pods are ready"):
