@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from tuneline.core.artifact import open_artifact
 from tuneline.core.config import StrictModel
 from tuneline.core.documents import parse_json

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+import yaml
 
 import k8s
 from k8s.capacity import Capacity, Objective
@@ -496,7 +497,8 @@ def tree(
     @functools.cache
     def made(name: str) -> Objects:
         if name == "model-volume":
-            return objects_of(ROOM / "manifests" / name)
+            claim = yaml.safe_load((ROOM / "manifests" / name / "claim.yaml").read_text())
+            return [claim, *objects_of(ROOM / "manifests" / name)]
         if name in MANIFESTS:
             return objects_of(ROOM / "manifests" / name, ROOM / "manifests/loadtest")
         out = root / name.replace(" ", "-")

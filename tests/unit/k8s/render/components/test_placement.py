@@ -58,6 +58,10 @@ def test_the_loaders_ids_can_be_left_to_openshift(kubectl: str) -> None:
     assert len(text.splitlines()) - len(kept) == 3
     objects = list(yaml.safe_load_all("\n".join(kept)))
     (loader,) = (item["spec"] for item in objects if item["kind"] == "Pod")
+    # A second use, with another claim in the `sed`, makes no volume and resizes none.
+    assert "PersistentVolumeClaim" not in {item["kind"] for item in objects}
+    claim = yaml.safe_load((folder / "claim.yaml").read_text())
+    assert loader["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert loader["securityContext"] == {
         "fsGroupChangePolicy": "OnRootMismatch",
         "runAsNonRoot": True,
