@@ -166,7 +166,7 @@ def slow_words(pod: Pod) -> tuple[str, str | None]:
     running = [one for one in status.get("containerStatuses", []) if "running" in one["state"]]
     for one in running:
         if not one.get("ready"):
-            return f"started, and the readiness probe of {one['name']} fails", one["name"]
+            return "started, and its readiness probe fails", one["name"]
     return "waits for the scheduler or the kubelet", None
 
 

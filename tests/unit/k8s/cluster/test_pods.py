@@ -150,7 +150,7 @@ RUNNING = {"name": "vllm", "state": {"running": {}}, "ready": False}
              "containerStatuses": [waiting("PodInitializing")]},
             "its image is being pulled", None,
         ),
-        ({"containerStatuses": [RUNNING]}, "the readiness probe of vllm fails", "vllm"),
+        ({"containerStatuses": [RUNNING]}, "its readiness probe fails", "vllm"),
         (
             {"containerStatuses": [{**RUNNING, "ready": True}], "conditions": [
                 condition("Ready", "False", reason="ReadinessGatesNotReady", message="no NEG")]},
