@@ -275,12 +275,12 @@ def _all_stages(run: Run) -> list[Stage]:
     return [
         Stage(
             DATASET, "Check, clean and split the data", "data", "dataset", (config.data,), (),
-            _dataset, inputs=data_inputs, version=7,
+            _dataset, inputs=data_inputs, version=8,
         ),
         Stage(
             EVALUATION_BASE, "Evaluate the base model", "evaluation", "evaluation",
             (config.evaluation,), (DATASET,), _evaluation_base, inputs=evaluation_inputs,
-            accepts=(require_answers,), label="base model", version=3,
+            accepts=(require_answers,), label="base model", version=4,
         ),
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
@@ -291,7 +291,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             EVALUATION_TUNED, f"Evaluate {tuned}", "evaluation", "evaluation",
             (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, inputs=evaluation_inputs,
-            accepts=(require_answers,), label=tuned, version=3,
+            accepts=(require_answers,), label=tuned, version=4,
         ),
         Stage(
             EVALUATION_REPORT, "Compare base and tuned answers", "evaluation",
@@ -361,7 +361,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
             EVALUATION_SERVED, "Evaluate through the API", "served", "evaluation",
             (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
             inputs=evaluation_served_inputs, prepare=(_require_server,),
-            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=4,
+            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=5,
         ),
         Stage(
             LOADTEST, "Load-test the endpoint", "served", "load-report",

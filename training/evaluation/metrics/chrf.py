@@ -18,7 +18,8 @@ from tuneline.core.messages import bare_answer
 def score_chrf(predictions: Sequence[Prediction], _config: EvaluationConfig) -> Scored:
     """Return the chrF of each answer, from 0 to 100; `corpus` in the details is over all rows.
 
-    A row that expects only tool calls has no text to compare.
+    A row that expects only tool calls has no text to compare. Two empty texts are equal, as in the
+    other metrics; sacrebleu gives them 0.
 
     Raises:
         MissingError: sacrebleu is not installed.
@@ -30,7 +31,9 @@ def score_chrf(predictions: Sequence[Prediction], _config: EvaluationConfig) -> 
         if prediction.expects_text:
             answers.append(bare_answer(prediction.answer))
             expected.append(bare_answer(prediction.expected))
-            values[index] = chrf.sentence_score(answers[-1], [expected[-1]]).score
+            is_equal = answers[-1] == expected[-1]
+            score = 100.0 if is_equal else chrf.sentence_score(answers[-1], [expected[-1]]).score
+            values[index] = score
     if not answers:
         return Scored(values)
     # sacrebleu takes a list of reference sets, each with one reference per answer.

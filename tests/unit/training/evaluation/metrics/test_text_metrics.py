@@ -76,6 +76,9 @@ def test_the_common_length_equals_the_textbook_table(first: str, second: str) ->
         (JAPANESE, JAPANESE, 100.0),
         ("네", "네", 100.0),
         ("네", "아니요", 0.0),
+        ("", "<think>Nothing to say.</think>", 100.0),
+        ("", "네", 0.0),
+        ("네", "", 0.0),
         (unicodedata.normalize("NFD", "취소"), "취소", 100.0),
         # 1-grams: 2 of 3 given, 2 of 2 expected. 2-grams: 1 of 2 given, 1 of 1 expected. The
         # expected answer has no longer n-gram, so their mean is over the first two orders:
