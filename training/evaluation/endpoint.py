@@ -25,7 +25,7 @@ from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
 from tuneline.core.errors import ServerError
 from tuneline.core.messages import as_request
-from tuneline.core.openai_client import first_choice, openai_client, server_error
+from tuneline.core.openai_client import first_choice, openai_client, server_error, wait_for_turn
 from tuneline.core.progress import logger, progress
 from tuneline.core.server_words import names_context, text_of
 from tuneline.models.template import TemplateSettings
@@ -209,7 +209,7 @@ def _ask_all(
         if failed.is_set():
             return
         try:
-            found[index] = ask(client, asked[index])
+            found[index] = wait_for_turn(lambda: ask(client, asked[index]), failed)
             on_found(index, found[index])
         except (openai.OpenAIError, *_OTHER_SHAPE) as error:
             failed.set()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import require
@@ -18,9 +20,16 @@ NAME_AUTHORITY = "Name the certificate authority's file in SSL_CERT_FILE."
 MAX_WORDS = 400
 """Characters of a server's own words in an error."""
 
+LIMITED_S = 600.0
+"""The longest time for which a request is repeated because the server limits the rate."""
+LIMITED_PAUSE_S = 5.0
+"""The pause before such a request is repeated."""
+
 REFUSED: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None}
 """Parameters that OpenAI's reasoning models refuse, and the parameter to send instead. Other
 servers do not all know `max_completion_tokens`, so that it is the second choice."""
+
+Answer = TypeVar("Answer")
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -139,6 +148,29 @@ def complete(client: OpenAI, options: dict[str, Any], messages: Sequence[Any]) -
             value, instead = options.pop(error.param, None), REFUSED[error.param]
             if instead is not None and value is not None:
                 options[instead] = value
+
+
+def wait_for_turn(ask: Callable[[], Answer], is_over: threading.Event) -> Answer:
+    """Return the result of a request, and repeat it while the server limits the rate of requests.
+
+    The client repeats a request twice, after the time that the server names. With many requests at
+    once that is too few, and the limit may be for a minute.
+
+    Args:
+        is_over: No request is repeated after this event.
+    """
+    import openai
+
+    end = time.monotonic() + LIMITED_S
+    while True:
+        try:
+            return ask()
+        except openai.RateLimitError as error:
+            # OpenAI answers with the same status if the account has no credit.
+            if error.code == "insufficient_quota" or time.monotonic() > end:
+                raise
+            if is_over.wait(LIMITED_PAUSE_S):
+                raise
 
 
 def first_choice(response: Any, endpoint: Endpoint) -> Any:

@@ -10,6 +10,9 @@ from training.data.checks.check import Check, Found
 from training.data.row import Row
 from tuneline.core.messages import Message, content_of
 
+OPERATORS = tuple("/%&@#*\\")
+"""Signs that Unicode counts as punctuation."""
+
 
 def find_empty_answers(row: Row, _config: EmptyAnswersCheck) -> Iterator[Found]:
     """Return the answers of a row that say nothing."""
@@ -29,8 +32,8 @@ def _says_something(message: Message) -> bool:
 
 
 def _has_text(text: str) -> bool:
-    # An emoji or a symbol such as `<` is an answer; punctuation and white space are not.
-    return any(category(character)[0] in "LNS" for character in text)
+    # An emoji, a symbol such as `<` or one operator is an answer; other punctuation is not.
+    return text.strip() in OPERATORS or any(category(char)[0] in "LNS" for char in text)
 
 
 CHECK = Check(

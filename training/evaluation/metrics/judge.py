@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -18,7 +19,13 @@ from tuneline.core.endpoint import Endpoint, read_key, split_url
 from tuneline.core.environment import require
 from tuneline.core.errors import ConfigError, ServerError
 from tuneline.core.messages import Messages, bare_answer, calls_of, content_of
-from tuneline.core.openai_client import complete, first_choice, openai_client, server_error
+from tuneline.core.openai_client import (
+    complete,
+    first_choice,
+    openai_client,
+    server_error,
+    wait_for_turn,
+)
 from tuneline.core.progress import logger, progress
 from tuneline.core.server_words import text_of
 from tuneline.core.statistics import mcnemar_p, mean_interval
@@ -217,7 +224,8 @@ def _ask(
 
     def ask(index: int) -> str:
         try:
-            response = complete(client, options, [{"role": "user", "content": questions[index]}])
+            message = {"role": "user", "content": questions[index]}
+            response = wait_for_turn(lambda: complete(client, options, [message]), is_over)
             reply = text_of(first_choice(response, endpoint).message.content)
         except openai.AuthenticationError as error:
             raise ServerError(
@@ -231,6 +239,7 @@ def _ask(
         return reply
 
     replies: list[str] = []
+    is_over = threading.Event()
     try:
         with (
             openai_client(endpoint, timeout_s=config.timeout_s, extra="train") as client,
@@ -243,6 +252,7 @@ def _ask(
                     replies.append(future.result())
                     advance(done)
             finally:
+                is_over.set()
                 pool.shutdown(wait=False, cancel_futures=True)
     except ServerError as error:
         raise ServerError(f"evaluation.judge: {error.message}", hint=error.hint) from None

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from training.evaluation.answerer import Question
 from training.evaluation.endpoint import endpoint_answerer
 from training.evaluation.forgetting.checkers import refuses
+from tuneline.core import openai_client
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
 
@@ -47,6 +50,7 @@ def _server(
             text = json.dumps(found if words is None else {"error": {"message": words}}).encode()
             self.send_response(200 if words is None else status)
             self.send_header("Content-Type", "application/json")
+            self.send_header("Retry-After-Ms", "1")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
@@ -118,6 +122,38 @@ def test_calls_of_a_question_are_sent_with_ids_and_text() -> None:
     sent = bodies[0]["messages"]
     assert sent[1]["tool_calls"][0]["function"]["arguments"] == '{"seats": 1}'
     assert sent[2]["tool_call_id"] == sent[1]["tool_calls"][0]["id"]
+
+
+def test_a_server_that_limits_the_rate_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_client, "LIMITED_PAUSE_S", 0.01)
+    limited = iter(range(5 * NUM_QUESTIONS))  # The client of openai gives up after three tries.
+    message = {"role": "assistant", "content": "x"}
+
+    def refusal(_body: dict[str, Any]) -> str | None:
+        return None if next(limited, None) is None else "Too many requests"
+
+    with _server(refusal, message, 429) as (endpoint, bodies):
+        replies = endpoint_answerer(endpoint).answer([QUESTION] * NUM_QUESTIONS, 8)
+    assert [reply.text for reply in replies] == ["x"] * NUM_QUESTIONS
+    assert len(bodies) == 6 * NUM_QUESTIONS
+
+
+@pytest.mark.parametrize(("code", "over"), [("insufficient_quota", False), ("rate_limit", True)])
+def test_a_spent_account_or_an_ended_evaluation_is_not_asked_again(code: str, over: bool) -> None:
+    response: Any = httpx.Response(429, request=httpx.Request("POST", "http://x"))
+    error = openai.RateLimitError("no", response=response, body={"code": code})
+    asked = []
+
+    def ask() -> None:
+        asked.append(1)
+        raise error
+
+    is_over = threading.Event()
+    if over:
+        is_over.set()
+    with pytest.raises(openai.RateLimitError):
+        openai_client.wait_for_turn(ask, is_over)
+    assert asked == [1]
 
 
 def test_another_refusal_ends_the_evaluation() -> None:

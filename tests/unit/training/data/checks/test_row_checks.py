@@ -74,7 +74,7 @@ def test_an_answer_without_text_is_empty(text: str) -> None:
     assert found.column == "completion[0].content"
 
 
-@pytest.mark.parametrize("text", ["7", "예", "👍", "≥", "a", "<", ">", "+", "=", "$"])
+@pytest.mark.parametrize("text", ["7", "예", "👍", "≥", "a", "<", ">", "+", "=", "$", "/", "%"])
 def test_a_short_answer_is_not_empty(text: str) -> None:
     assert list(find_empty_answers(row("Who helps?", text), EmptyAnswersCheck())) == []
 
