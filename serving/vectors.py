@@ -1,8 +1,8 @@
 """Does a server give the vectors of the model in a folder? Through the network, by texts.
 
 transformers computes the vectors of the same texts in float32, with the pooling and the
-normalization that the folder states. If the server's vectors differ, the other ways to make a
-vector are tried, so that the verdict can name the fault.
+normalization that the folder states. A score is the cosine of two vectors. If the server's answers
+differ, the other ways to make a vector are tried, so that the verdict can name the fault.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,6 +47,8 @@ number format of the arithmetic; docs/parity.md gives the measurements."""
 LONGEST_TOKENS = 512
 ROUTES = ("v1/embeddings", "pooling")
 """The routes that give vectors, the first one first."""
+SCORE = "score"
+"""The route that gives the cosine of two texts' vectors."""
 
 TEXTS = (
     "refund",
@@ -92,17 +95,19 @@ def prove_vectors(
     with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
         longest = min(longest_prompt(client, endpoint), recipe.max_tokens or LONGEST_TOKENS)
         texts = proof_texts(lambda text: states_of(text, True).num_tokens, longest)
-        ask = _asking(client, endpoint)
-        found = ask_all(ask, texts, config.concurrency, "served vectors")
+        ask, ask_score = _asking(client, endpoint)
+        found = None if ask is None else ask_all(ask, texts, config.concurrency, "served vectors")
+        pairs = list(zip(texts, _turned(texts), strict=True))
+        scores = ask_score and ask_all(ask_score, pairs, config.concurrency, "served scores")
     dense = load_dense(model.path, recipe)
-    report = compare_vectors(
-        recipe, [states_of(text, True) for text in texts], found, dense, MAX_DIFFERENCE[dtype]
-    )
+    limit = MAX_DIFFERENCE[dtype]
+    expected = [states_of(text, True) for text in texts]
+    report = compare_vectors(recipe, expected, found, scores, dense, limit)
     if report["verdict"] == "FAIL":
-        vectors = [vector for vector, _ in found]
+        vectors = None if found is None else [vector for vector, _ in found]
         for words, states, change in _other_ways(recipe, texts, states_of, dense):
             ways = [change(one.states) for one in states]
-            if _largest(ways, vectors) <= report["limit"]:
+            if max(_shares(ways, vectors, scores)) <= limit:
                 report["problems"].append(f"the server gives {words}; expected {recipe.words}")
                 break
     settings = {"model": endpoint.model, "dtype": dtype, "concurrency": config.concurrency}
@@ -134,7 +139,8 @@ def ask_all(
 def compare_vectors(
     recipe: Recipe,
     expected: Sequence[States],
-    found: Sequence[tuple[Sequence[float], int]],
+    found: Sequence[tuple[Sequence[float], int]] | None,
+    scores: Sequence[float] | None,
     dense: Any,
     limit: float,
 ) -> dict[str, Any]:
@@ -142,13 +148,18 @@ def compare_vectors(
 
     Args:
         expected: The states of each text.
-        found: The server's vector of each text, and the number of tokens that it counted.
+        found: The server's vector of each text, and the number of tokens that it counted. None for
+            a server that gives scores only.
+        scores: The server's score of each text and the next one. None for a server without them.
+        limit: The largest distance of two vectors, as a share of the expected one's length.
     """
     own = [vector_of(one.states, recipe, dense).tolist() for one in expected]
-    served = [vector for vector, _ in found]
-    counts = [(one.num_tokens, count) for one, (_, count) in zip(expected, found, strict=True)]
+    served = None if found is None else [vector for vector, _ in found]
+    counts = [
+        (one.num_tokens, count) for one, (_, count) in zip(expected, found or (), strict=False)
+    ]
     problems = []
-    if sizes := {len(vector) for vector in served} - {len(own[0])}:
+    if sizes := {len(vector) for vector in served or ()} - {len(own[0])}:
         problems.append(f"a vector has {min(sizes)} dimensions; expected {len(own[0])}")
     if differ := [pair for pair in counts if pair[0] != pair[1]]:
         own_count, count = differ[0]
@@ -156,36 +167,59 @@ def compare_vectors(
             f"the server counts other tokens in {len(differ)} of {len(counts)} texts: {count} in "
             f"place of {own_count}"
         )
-    pairs = [] if sizes else list(zip(own, served, strict=True))
-    largest = _largest(own, served)
+    pairs = [] if sizes or served is None else list(zip(own, served, strict=True))
+    largest, shift = _shares(own, served, scores)
     if not largest <= limit:
         problems.append(
             f"vectors differ by up to {largest:.2g} of their length; at most {limit:g} is allowed"
         )
+    if not shift <= limit:
+        problems.append(
+            f"/{SCORE}: cosines differ by up to {2 * shift:.2g}; at most {2 * limit:g} is allowed"
+        )
     return {
         "num_texts": len(own),
+        "num_scores": len(scores or ()),
         "num_equal_token_counts": len(counts) - len(differ),
         "dimensions": len(own[0]),
         "recipe": recipe.words,
         "min_cosine": min((_cosine(a, b) for a, b in pairs), default=None),
         "max_difference": max((abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True)),
                               default=None),
-        "max_relative_difference": largest if math.isfinite(largest) else None,
+        "max_relative_difference": largest if served and math.isfinite(largest) else None,
+        "max_cosine_difference": 2 * shift if scores and math.isfinite(shift) else None,
         "limit": limit,
         "problems": problems,
         "verdict": "FAIL" if problems else "PASS",
     }  # fmt: skip
 
 
-def _largest(expected: Sequence[Any], found: Sequence[Sequence[float]]) -> float:
-    """Return the largest distance of two vectors, as a share of the expected one's length."""
-    worst = 0.0
-    for own, served in zip(expected, found, strict=True):
-        own = [float(value) for value in own]
-        if len(own) != len(served) or not all(map(math.isfinite, served)):
-            return math.inf
-        worst = max(worst, math.dist(own, served) / (math.hypot(*own) or 1.0))
-    return worst
+def _shares(
+    expected: Sequence[Any],
+    found: Sequence[Sequence[float]] | None,
+    scores: Sequence[float] | None,
+) -> tuple[float, float]:
+    """Return the largest distance of two vectors, as a share of the expected one's length, and the
+    largest such share that follows from the scores.
+
+    Two vectors that are each off by a share change their cosine by up to twice that share.
+    """
+    own = [[float(value) for value in vector] for vector in expected]
+    largest = 0.0
+    for mine, served in zip(own, found or (), strict=False):
+        if len(mine) != len(served) or not all(map(math.isfinite, served)):
+            return math.inf, math.inf
+        largest = max(largest, math.dist(mine, served) / (math.hypot(*mine) or 1.0))
+    cosines = map(_cosine, own, _turned(own))
+    shifts = [abs(mine - score) / 2 for mine, score in zip(cosines, scores or (), strict=False)]
+    # No comparison with NaN is true, so it would be lost in a maximum.
+    shift = max(shifts, default=0.0) if all(map(math.isfinite, shifts)) else math.inf
+    return largest, shift
+
+
+def _turned(values: Sequence[Any]) -> list[Any]:
+    """Return the values from the second one on, and the first one at the end."""
+    return [*values[1:], *values[:1]]
 
 
 def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
@@ -244,24 +278,44 @@ def longest_prompt(client: OpenAI, endpoint: Endpoint) -> int:
     )
 
 
-def _asking(client: OpenAI, endpoint: Endpoint) -> Callable[[str], tuple[list[float], int]]:
-    """Return the function that asks for a text's vector, by the first route that the server has."""
+def _asking(
+    client: OpenAI, endpoint: Endpoint
+) -> tuple[
+    Callable[[str], tuple[list[float], int]] | None, Callable[[tuple[str, str]], float] | None
+]:
+    """Return the function that asks for a text's vector, by the first route that the server has,
+    and the function that asks for the score of two texts; None without a route.
+
+    Raises:
+        ServerError: The server has no such route.
+    """
+
+    def post(route: str, fields: dict[str, Any]) -> Any:
+        body = {"model": endpoint.model, **fields}
+        return client.post(route_url(endpoint, route), cast_to=object, body=body)
 
     def ask_at(route: str, text: str) -> tuple[list[float], int]:
-        body = {"model": endpoint.model, "input": text, "encoding_format": "float"}
-        url = route_url(endpoint, route)
-        answer: Any = client.post(url, cast_to=object, body=body)
-        return _read_answer(answer, url)
+        answer = post(route, {"input": text, "encoding_format": "float"})
+        return _read_answer(answer, route_url(endpoint, route))
+
+    def score(texts: tuple[str, str]) -> float:
+        answer = post(SCORE, {"queries": texts[0], "documents": [texts[1]]})
+        try:
+            (entry,) = answer["data"]
+            return float(entry["score"])
+        except (KeyError, TypeError, ValueError):
+            raise _no_answer("score", answer, route_url(endpoint, SCORE)) from None
 
     route = first_route(ROUTES, lambda one: ask_at(one, TEXTS[0]))
-    if route is None:
+    has_score = first_route((SCORE,), lambda _: score((TEXTS[0], TEXTS[1]))) is not None
+    if route is None and not has_score:
+        names = " or ".join(f"/{one}" for one in (*ROUTES, SCORE))
         raise ServerError(
-            f"{endpoint.url}: has no route {' or '.join(f'/{one}' for one in ROUTES)}; expected a "
-            "server of vectors",
+            f"{endpoint.url}: has no route {names}; expected a server of vectors",
             hint="Try: tuneline serve DIR --set 'serving.routes=[embeddings]'   (a server of text "
             "is proven with a reference artifact as --reference)",
         )
-    return lambda text: ask_at(route, text)
+    return None if route is None else partial(ask_at, route), score if has_score else None
 
 
 def route_url(endpoint: Endpoint, route: str) -> str:
@@ -289,5 +343,8 @@ def _read_answer(answer: Any, url: str) -> tuple[list[float], int]:
         values = entry["embedding" if "embedding" in entry else "data"]
         return [float(value) for value in values], int(answer["usage"]["prompt_tokens"])
     except (KeyError, TypeError, ValueError):
-        shown = json.dumps(answer, default=str)[:200]
-        raise ServerError(f"{url}: gives no vector: {shown}") from None
+        raise _no_answer("vector", answer, url) from None
+
+
+def _no_answer(what: str, answer: Any, url: str) -> ServerError:
+    return ServerError(f"{url}: gives no {what}: {json.dumps(answer, default=str)[:200]}")

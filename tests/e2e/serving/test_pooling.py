@@ -19,7 +19,7 @@ from serving import add_key, prove_classifier, prove_vectors, running_server
 from serving.config import ServedParityConfig, ServingConfig
 from serving.middleware.heartbeat import PROGRESS
 from serving.supervisor.process import RunningServer
-from serving.vectors import SENTENCE
+from serving.vectors import ROUTES, SENTENCE
 from serving.vectors import TEXTS as PROOF_TEXTS
 from tests.cross_encoder import write_cross_encoder
 from tuneline.core.endpoint import Endpoint
@@ -106,12 +106,23 @@ def test_the_served_vectors_are_proven(
     assert report["num_texts"] == report["num_equal_token_counts"] == 13
     assert report["dimensions"] == 128 and report["min_cosine"] > 0.999999
     assert 0 < report["max_relative_difference"] < 1e-4
+    assert report["num_scores"] == 13 and 0 < report["max_cosine_difference"] < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("routes", "given"),
+    [(ROUTES, "lasttoken pooling, normalized"), ((), "lasttoken pooling, not normalized")],
+    ids=["vectors", "scores only"],
+)
 def test_another_pooling_is_named(
-    server: RunningServer, keys: dict[str, str], base: ModelSource, tmp_path: Path
-) -> None:
-    """The server gives the normalized last state; this folder says the mean, not normalized."""
+    server: RunningServer, keys: dict[str, str], base: ModelSource, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, routes: tuple[str, ...], given: str,
+) -> None:  # fmt: skip
+    """The server gives the normalized last state; this folder says the mean, not normalized.
+
+    A cosine does not show whether the vectors are normalized.
+    """
+    monkeypatch.setattr("serving.vectors.ROUTES", routes)
     folder = tmp_path / "mean"
     shutil.copytree(base.path, folder)
     modules = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]
@@ -124,7 +135,7 @@ def test_another_pooling_is_named(
     )  # fmt: skip
     assert read_verdict(proof) is Verdict.FAIL
     assert proof.manifest.metrics["problems"][-1] == (
-        "the server gives lasttoken pooling, normalized; expected mean pooling, not normalized"
+        f"the server gives {given}; expected mean pooling, not normalized"
     )
 
 

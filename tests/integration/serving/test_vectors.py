@@ -153,10 +153,28 @@ def test_a_vector_is_judged(served: list[float], num_tokens: int, problem: str |
     states = torch.tensor([[9.0, 9.0], [0.0, 0.0], [3.0, 4.0]])
     recipe = Recipe("lasttoken", is_normalized=True)
     report = compare_vectors(
-        recipe, [States(3, states)], [(served, num_tokens)], lambda vector: vector, 0.001
+        recipe, [States(3, states)], [(served, num_tokens)], None, lambda vector: vector, 0.001
     )
     assert report["verdict"] == ("PASS" if problem is None else "FAIL")
     assert (problem or "") in "".join(report["problems"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "problem"),
+    [
+        ([0.8, 0.8], None),
+        ([0.8019, 0.8], None),
+        ([0.8, 0.803], "/score: cosines differ by up to 0.003; at most 0.002 is allowed"),
+        ([0.8, float("nan")], "/score: cosines differ by up to inf"),
+    ],
+)
+def test_a_score_is_the_cosine_of_two_vectors(scores: list[float], problem: str | None) -> None:
+    recipe = Recipe("lasttoken", is_normalized=True)
+    expected = [States(1, torch.tensor([[3.0, 4.0]])), States(1, torch.tensor([[0.0, 2.0]]))]
+    report = compare_vectors(recipe, expected, None, scores, lambda vector: vector, 0.001)
+    assert report["verdict"] == ("PASS" if problem is None else "FAIL")
+    assert "".join(report["problems"]).startswith(problem or "")
+    assert (report["num_scores"], report["min_cosine"]) == (2, None)
 
 
 @pytest.mark.parametrize(("longest", "num_texts", "longest_text"), [(4, 4, 4), (2000, 13, 378)])
