@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from training.data.sources import data_inputs, find_heldout
     from training.estimates.duration import time_lines
     from training.estimates.probe import probe_training
-    from training.estimates.report import estimate_lines, estimate_memory
+    from training.estimates.report import estimate_lines, estimate_memory, training_line
     from training.estimates.sharing import estimate_sharing
     from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
     from training.evaluation.forgetting.answers import rejudge_forgetting
@@ -102,6 +102,7 @@ __all__ = [
     "time_lines",
     "train_adapter",
     "training_figures",
+    "training_line",
     "writer_name",
 ]
 
@@ -127,6 +128,7 @@ __getattr__ = lazy_face(
         "probe_training": "training.estimates.probe:probe_training",
         "time_lines": "training.estimates.duration:time_lines",
         "estimate_lines": "training.estimates.report:estimate_lines",
+        "training_line": "training.estimates.report:training_line",
         "estimate_memory": "training.estimates.report:estimate_memory",
         "estimate_sharing": "training.estimates.sharing:estimate_sharing",
         "evaluate_endpoint": "training.evaluation.evaluate:evaluate_endpoint",

@@ -73,18 +73,23 @@ def estimate_memory(
     }
 
 
-def estimate_lines(found: dict[str, Any]) -> list[str]:
-    """Return an estimate as lines for people."""
+def training_line(found: dict[str, Any]) -> str:
+    """Return the memory of the training as a line for people."""
     memory, batch = found["training"], found["batch"]
     parts = ", ".join(
         f"{name} {_size(memory[name])}"
         for name in memory
         if name not in ("total", "runtime") and memory[name]
     )
-    lines = [
-        f"training takes {_size(memory['total'])} ({parts}) for {batch['num_rows']} rows of "
+    return (
+        f"{_size(memory['total'])} ({parts}) for {batch['num_rows']} rows of "
         f"{batch['num_tokens']:,} tokens; {_size(found['free_bytes'])} are free"
-    ]
+    )
+
+
+def estimate_lines(found: dict[str, Any]) -> list[str]:
+    """Return an estimate as lines for people."""
+    lines = [f"training takes {training_line(found)}"]
     if found["processes"]:
         lines.append(f"this is the memory of each process; training runs in {found['processes']}")
     if not found["fits"]:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.pipeline.artifact_summary import summarize
@@ -39,8 +40,8 @@ class CheckedRun:
     Attributes:
         found: Each part and its state, in order.
         findings: The data checks with findings.
-        warnings: The parts that could not be checked now, each with the reason, and the values of a
-            search that cannot be trained.
+        warnings: The parts that could not be checked now, each with the reason, the values of a
+            search that cannot be trained, and a training that needs more memory than is free.
     """
 
     found: dict[str, str]
@@ -104,7 +105,7 @@ def _with_data_checks(
     A warning replaces them if the dataset is not current and the run's folder is locked or cannot
     be written.
     """
-    from training import data_findings, estimate_sharing
+    from training import data_findings
 
     with ExitStack() as stack:
         if any(entry.state != "current" for entry in plan(run, (DATASET,))):
@@ -123,7 +124,28 @@ def _with_data_checks(
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in reasons if reason != HELD_OUT)
     counts = summarize(dataset) + (f"; dropped: {dropped}" if dropped else "")
     found = {**found, "data checks": counts}
-    sharing = estimate_sharing(run.config.training, dataset, base)
-    if sharing is not None:
-        found["shared starts"] = str(sharing)
-    return CheckedRun(found, data_findings(dataset), warnings)
+    memory, tight = _training_memory(run, dataset, base)
+    return CheckedRun(found | memory, data_findings(dataset), warnings + tight)
+
+
+def _training_memory(
+    run: Run, dataset: Artifact, base: ModelSource
+) -> tuple[dict[str, str], list[str]]:
+    """Return what batches share and the memory that the training takes, and a warning if too much.
+
+    Only training itself decides that it cannot go on: an estimate may be wrong.
+    """
+    from training import estimate_memory, estimate_sharing, training_line
+
+    config = run.config
+    sharing = estimate_sharing(config.training, dataset, base)
+    found = {} if sharing is None else {"shared starts": str(sharing)}
+    try:
+        memory = estimate_memory(
+            config.training, base.path, serving_dtype=config.serving.dtype,
+            num_served_tokens=None, sharing=sharing,
+        )  # fmt: skip
+    except ArtifactError as error:
+        return found | {"training memory": f"not known: {error.message}"}, []
+    tight = [] if memory["fits"] else [f"training does not fit; try: {memory['change']}"]
+    return found | {"training memory": training_line(memory)}, tight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,42 +160,49 @@ def all_current(run: Run) -> Made:
 def estimate_run(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the memory that a line takes, as values and as lines for people.
 
-    A base model whose files name no sizes has no estimate; the line says why. A current dataset
-    also tells what the rows of a batch share, if the training is not current.
+    A base model whose files name no sizes has no estimate; the line says why.
 
     Raises:
         MissingError: The base model is not here.
     """
     from training import estimate_lines, estimate_memory
 
-    serving = run.config.serving
+    config = run.config
+    base = resolve_base(run, download=False)
     num_tokens = None
-    if serving.max_model_len is not None and serving.max_num_seqs is not None:
-        num_tokens = serving.max_model_len * serving.max_num_seqs
-    base = resolve_base(run, download=False).path
+    if config.serving.max_model_len is not None and config.serving.max_num_seqs is not None:
+        num_tokens = config.serving.max_model_len * config.serving.max_num_seqs
+    estimate = partial(
+        estimate_memory, config.training, base.path, serving_dtype=config.serving.dtype,
+        num_served_tokens=num_tokens,
+    )  # fmt: skip
     try:
-        found = estimate_memory(
-            run.config.training,
-            base,
-            serving_dtype=serving.dtype,
-            num_served_tokens=num_tokens,
-            sharing=_expected_sharing(run),
-        )
+        found = estimate()
+        if _is_tight(found):
+            found = estimate(sharing=_expected_sharing(run, base))
     except ArtifactError as error:
         return None, [f"no estimate of the memory: {error}"]
     return found, estimate_lines(found)
 
 
-def _expected_sharing(run: Run) -> Any:
+def _is_tight(found: dict[str, Any]) -> bool:
+    """Return whether less memory could make another training of it.
+
+    Only then does a plan read what rows share, since that loads torch.
+    """
+    chosen = {choice["key"]: choice["value"] for choice in found["choices"]}
+    return bool(not found["fits"] or chosen["gradient_checkpointing"])
+
+
+def _expected_sharing(run: Run, base: ModelSource) -> Any:
     """Return what the rows of a batch of the next training share; None if it is not known."""
-    dataset, adapter = plan(run, (DATASET,))[-1], plan(run, (ADAPTER,))[-1]
+    entries = {entry.stage.name: entry for entry in plan(run, (DATASET, ADAPTER))}
+    dataset, adapter = entries[DATASET], entries[ADAPTER]
     if dataset.state != "current" or dataset.path is None or adapter.state == "current":
         return None
-    from training import estimate_sharing  # loads torch, which a plan without rows does not need
+    from training import estimate_sharing
 
     try:
-        return estimate_sharing(
-            run.config.training, open_artifact(dataset.path), resolve_base(run, download=False)
-        )
+        return estimate_sharing(run.config.training, open_artifact(dataset.path), base)
     except TunelineError:  # `up` and `check` report it
         return None

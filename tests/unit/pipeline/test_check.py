@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def test_check_names_leaked_rows_and_keeps_the_dataset(tmp_path: Path) -> None:
     entry = plan(run, ("dataset",))[0]
     assert entry.state == "current" and entry.path is not None
     made = (entry.path / "manifest.json").stat().st_mtime_ns
-    assert check_run(run) == checked
+    assert check_run(run).findings == checked.findings
     assert (entry.path / "manifest.json").stat().st_mtime_ns == made
 
 
@@ -75,26 +77,22 @@ def test_an_edited_run_says_which_stage_is_stale(tmp_path: Path) -> None:
         all_current(edited)
 
 
-def test_check_and_plan_say_what_rows_of_a_batch_share(
+LONG = "Answer with one word of the ticket, and say nothing about these rules. " * 3
+
+
+def test_check_says_what_rows_of_a_batch_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = "Answer with one word of the ticket, and say nothing about these rules. " * 3
     training = {"max_length": 256, "gradient_checkpointing": False}
-    run = _run(tmp_path, training=training, system_prompt=long)
-    before, _ = estimate_run(run)
-    assert before is not None and before["sharing"] is None  # the rows are not read yet
-    said = check_run(run).found["shared starts"]
+    found = check_run(_run(tmp_path, training=training, system_prompt=LONG)).found
     assert re.fullmatch(
         r"all rows start with the same \d\d tokens, which a batch computes once: about \d\d% of "
         "the tokens are saved",
-        said,
+        found["shared starts"],
     )
-    found, lines = estimate_run(run)
-    assert found is not None and said in lines
-    assert found["sharing"]["saved"] > 0.3
-    assert found["training"]["activations"] < before["training"]["activations"]
+    assert re.match(r"\d+ MiB \(weights .* for 8 rows of 256 tokens; ", found["training memory"])
     again = _run(
-        tmp_path, training={**training, "gradient_checkpointing": True}, system_prompt=long
+        tmp_path, training={**training, "gradient_checkpointing": True}, system_prompt=LONG
     )
     monkeypatch.setattr("training.estimates.sharing.NUM_RENDERED", 8)
     said = check_run(again).found["shared starts"]
@@ -104,6 +102,38 @@ def test_check_and_plan_say_what_rows_of_a_batch_share(
         said,
     )
     assert said in estimate_run(again)[1]
+
+
+def test_a_plan_reads_what_rows_share_only_if_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"max_length": 256, "gradient_checkpointing": False}
+    run = _run(tmp_path, training=training, system_prompt=LONG)
+    found = check_run(run).found
+    ample, _ = estimate_run(run)
+    assert ample is not None and ample["sharing"] is None
+    monkeypatch.setattr("training.estimates.report.free_memory_bytes", lambda: 2**20)
+    tight, lines = estimate_run(run)
+    assert tight is not None and found["shared starts"] in lines
+    assert tight["sharing"]["saved"] > 0.3
+    assert tight["training"]["activations"] < ample["training"]["activations"]
+    (warning,) = check_run(run).warnings
+    assert warning == f"training does not fit; try: {tight['change']}"
+
+
+def test_a_plan_of_a_checked_run_loads_no_torch(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    check_run(run)
+    code = (
+        "import sys; from tuneline.cli import main\n"
+        "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    arguments = ["plan", str(run.path), "--runs-dir", str(tmp_path / "runs")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert "current  dataset" in done.stdout
+    assert done.stderr.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +170,7 @@ def test_the_check_waits_for_no_lock(tmp_path: Path) -> None:
     )
     whole = check_run(run)
     with lock_run(run):  # the dataset is current now
-        assert check_run(run) == whole
+        assert check_run(run).findings == whole.findings
     assert whole.warnings == [] and "data checks" in whole.found
 
 
