@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_v
 
 from training.config.types import PositiveInt
 from tuneline.core.config import StrictModel
+from tuneline.core.config_problems import NAME
 
 
 def _number(value: Any) -> Any:
@@ -89,7 +90,7 @@ class SearchConfig(StrictModel):
     num_trials: PositiveInt | None = None
     """Points that are tried, by all processes together; 20, and the whole grid under `grid`."""
     seed: Annotated[int, Field(ge=0)] = 0
-    study: str = Field(default="search", pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$")
+    study: str = Field(default="search", pattern=NAME)
     """Names the directory in `runs/<name>/` that holds the study."""
 
     @field_validator("space", mode="before")

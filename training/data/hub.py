@@ -16,6 +16,7 @@ import yaml
 
 from training.config.data import SourceConfig
 from training.data.sources import HUB, SPLITS, select_files, split_of
+from tuneline.core.bounded_yaml import load_yaml
 from tuneline.core.environment import require
 from tuneline.core.errors import DataError, MissingError
 from tuneline.core.secrets import first_line
@@ -152,7 +153,7 @@ def _card(folder: Path) -> Mapping[str, Any]:
     """Return the YAML head of a dataset's README.md; empty if there is none."""
     try:
         head, *rest = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-        card = yaml.safe_load(rest[0]) if not head.strip() and len(rest) == 2 else {}
+        card = load_yaml(rest[0]) if not head.strip() and len(rest) == 2 else {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return card if isinstance(card, dict) else {}

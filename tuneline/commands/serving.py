@@ -341,6 +341,12 @@ def _to_serve(
         if starts:
             require_memory(config, target, is_start=True)
         return config, _Target(resolve_model(str(target))), target.resolve().name
+    if not target.exists() and target.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"{target}: no such file or folder; expected a run.yaml or a model folder",
+            hint=f"A model of the Hub is downloaded first: hf download {shlex.quote(str(target))} "
+            f"--local-dir {shlex.quote(target.name)}",
+        )
     run = open_run(target, overrides, runs_dir)
     served = served_by_run(run)
     values = {**serving_config(run).model_dump(), **chosen}

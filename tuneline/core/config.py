@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
+from tuneline.core.bounded_yaml import BoundedLoader
 from tuneline.core.config_problems import problems_of
 from tuneline.core.errors import ConfigError
 
@@ -161,7 +162,7 @@ MERGE = "tag:yaml.org,2002:merge"
 """The tag of the key `<<`, which takes over the keys of another mapping."""
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(BoundedLoader):
     """A loader that refuses a repeated key; YAML itself keeps the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -19,6 +19,16 @@ LISTS = ("list_type", "tuple_type")
 BRANCHES = ("str", "int", "float", "bool")
 """Types of a union, which pydantic names in the place of a problem as if they were keys."""
 
+NAME = r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$"
+"""Names of runs and studies. The pattern is a field's, so that a message can have words for it."""
+IN_WORDS = {
+    NAME: "a lower-case letter, then lower-case letters, digits and hyphens, at most 42 characters"
+}
+FIRST_KEYS = ("path", "type")
+"""Keys that a section's only value is most likely meant for."""
+MOST_SHOWN = 200
+"""Characters of a wrong value in a message."""
+
 
 class Place(NamedTuple):
     """The place of a problem.
@@ -63,15 +73,20 @@ def near_keys(model: type[BaseModel], path: str) -> list[str]:
     """
     paths = _paths(model)
     last = path.rpartition(".")[2].replace("-", "_")
-    same = [known for known in paths if known.rpartition(".")[2] == last]
-    called = [paths[known] for known in paths if known.rpartition(".")[2] == f"{last} is called"]
     leaves = {known.rpartition(".")[2] for known in paths}
-    if same or called:
-        return list(dict.fromkeys([*same, *called]))
+    if same := _same_keys(paths, last):
+        return same
     alike = difflib.get_close_matches(path, paths, n=1, cutoff=0.75)
     near = difflib.get_close_matches(last, leaves, n=1, cutoff=0.75)
     alike += [known for known in paths if known.rpartition(".")[2] in near]
     return [known for known in dict.fromkeys(alike) if " " not in known]
+
+
+def _same_keys(paths: Mapping[str, str], last: str) -> list[str]:
+    """Return the keys with a last name, or which another tool calls so."""
+    same = [known for known in paths if known.rpartition(".")[2] == last]
+    called = [paths[known] for known in paths if known.rpartition(".")[2] == f"{last} is called"]
+    return list(dict.fromkeys([*same, *called]))
 
 
 def _paths(model: type[BaseModel], above: str = "") -> dict[str, str]:
@@ -146,7 +161,9 @@ def _words(entry: ErrorDetails, model: type[BaseModel]) -> str:
             f"{entry['ctx']['tag']!r} is unknown; expected one of {entry['ctx']['expected_tags']}"
         )
     if entry["type"] in MAPPINGS:
-        return f"expected keys below it, {_found(entry['input'])}"
+        return f"expected keys below it, {_found(entry['input'])}{_meant(model, entry)}"
+    if entry["type"] == "string_pattern_mismatch" and entry["ctx"]["pattern"] in IN_WORDS:
+        return f"{_found(entry['input'])}; expected {IN_WORDS[entry['ctx']['pattern']]}"
     if entry["type"] in LISTS:
         return f"expected a list in brackets, {_found(entry['input'])}"
     message = entry["msg"].removeprefix("Value error, ")
@@ -155,25 +172,49 @@ def _words(entry: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _found(value: Any) -> str:
-    return "found nothing" if value is None else f"found {hide_secrets(repr(value))}"
+    if value is None:
+        return "found nothing"
+    text = hide_secrets(repr(value))
+    return f"found {text if len(text) <= MOST_SHOWN else f'{text[:MOST_SHOWN]}…'}"
 
 
 def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """Return the key that another tool's name stands for, or the nearest known key."""
-    known: type[BaseModel] | None = model
-    for part in location[:-1]:
-        if isinstance(part, int) or known is None or part not in known.model_fields:
-            continue
-        known = _inner_model(known.model_fields[part].annotation)
+    """Return the key that another tool's name stands for, or the nearest known key.
+
+    A key that is spelt alike in the same section is nearer than one of that name elsewhere.
+    """
+    known = _section(model, location[:-1])
     if known is None:
         return "unknown key"
     key = str(location[-1])
     other_names = getattr(known, "other_names", {})
     if key in other_names:
         return f"is called {other_names[key]} here"
-    near = difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.5)
-    suggestion = f"did you mean {near[0]}?" if near else f"known: {', '.join(known.model_fields)}"
-    return f"unknown key ({suggestion})"
+    near = difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.75)
+    near = near or _same_keys(_paths(model), key)[:3]
+    near = near or difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.5)
+    if near:
+        return f"unknown key (did you mean {' or '.join(near)}?)"
+    return f"unknown key (known: {', '.join(known.model_fields)})"
+
+
+def _meant(model: type[BaseModel], entry: ErrorDetails) -> str:
+    """Return the key below a section that a plain text in its place is most likely meant for."""
+    known, text = _section(model, entry["loc"]), entry["input"]
+    if known is None or not isinstance(text, str):
+        return ""
+    key = next((name for name in FIRST_KEYS if name in known.model_fields), None)
+    return "" if key is None else f" (did you mean {key}: {hide_secrets(text)[:MOST_SHOWN]}?)"
+
+
+def _section(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
+    """Return the model of a section, by its place; None for a place without one."""
+    known: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, int) or known is None or part not in known.model_fields:
+            continue
+        known = _inner_model(known.model_fields[part].annotation)
+    return known
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:

@@ -46,6 +46,8 @@ MAX_PARTS = 9_000
 REQUEST_S = 300
 RETRIES = 4
 RETRY_S = 120
+INSTANCE_METADATA = "//169.254.169.254/"
+"""The address at which a machine of a cloud asks for credentials of its own, if none are set."""
 
 
 def is_storage_url(text: str) -> bool:
@@ -281,6 +283,13 @@ def _errors(url: str, name: str = "") -> Iterator[None]:
             "The same command then continues.",
         ) from None
     except exceptions.BaseError as error:
+        if INSTANCE_METADATA in str(error):
+            raise ServerError(
+                f"{place}: no credentials are set, and this machine has none of its own",
+                hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "GOOGLE_APPLICATION_CREDENTIALS, or AZURE_STORAGE_ACCOUNT_KEY. "
+                "The same command then continues.",
+            ) from None
         raise ServerError(
             f"{place}: the store cannot be used: {first_line(error)}",
             hint="Check the bucket, the region, the credentials and the network. "

@@ -12,6 +12,7 @@ import yaml
 
 from export import FORMS
 from tuneline.core.artifact import Artifact, open_artifact
+from tuneline.core.bounded_yaml import load_yaml
 from tuneline.core.disk import cannot_write
 from tuneline.core.errors import NotAnArtifactError
 from tuneline.core.files import MANIFEST
@@ -104,7 +105,7 @@ def _siblings(run: Run) -> Iterator[Run]:
         if path.resolve() == run.path.resolve():
             continue
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = load_yaml(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(values, dict) and values.get("name") == run.config.name:

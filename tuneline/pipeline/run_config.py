@@ -17,6 +17,7 @@ from serving.config import ServingConfig
 from training.config import DataConfig, EvaluationConfig, ReferenceConfig, TrainingConfig
 from training.config.search import SearchConfig
 from tuneline.core.config import StrictModel, load_config
+from tuneline.core.config_problems import NAME
 from tuneline.core.errors import MissingError
 from tuneline.core.secrets import keys_with_passwords
 from tuneline.models.source import EMBEDDED, ModelSource, resolve_model
@@ -27,7 +28,7 @@ from tuneline.release.config import ReleaseConfig
 class RunConfig(StrictModel):
     """A whole line, from a data file to a load-tested endpoint."""
 
-    name: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,40}[a-z0-9])?$")
+    name: str = Field(pattern=NAME)
     """Names the run's directory, the served model and the Kubernetes objects: a lower-case letter,
     then lower-case letters, digits and hyphens, at most 42 characters."""
     base_model: str = EMBEDDED

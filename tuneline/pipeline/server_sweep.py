@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from tuneline.core.artifact import Artifact
+from tuneline.core.bounded_yaml import load_yaml
 from tuneline.core.config import StrictModel, first_problem
 from tuneline.core.dataset import heldout_prompts
 from tuneline.core.endpoint import Endpoint
@@ -89,7 +90,7 @@ def read_servers(path: Path) -> dict[str, Mapping[str, Any]]:
         ConfigError: The file is not such a list; every problem names its entry.
     """
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tuneline.core.bounded_yaml import load_yaml
 from tuneline.pipeline.run_config import Run
 
 CARDS = ("README.md", "MODEL_CARD.md", "DATASET_CARD.md")
@@ -129,7 +130,7 @@ def _of_card(path: Path) -> str | None:
     """Return the licence that the metadata block of a card names, as the Hub reads it."""
     block = re.match(r"---\n(.*?)\n---\n", _read(path), flags=re.DOTALL)
     try:
-        values: Any = yaml.safe_load(block[1]) if block is not None else None
+        values: Any = load_yaml(block[1]) if block is not None else None
     except yaml.YAMLError:
         return None
     if not isinstance(values, dict) or not isinstance(values.get("license"), str):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.s3_server import BUCKET, NO_LIMIT, Store, s3_server, s3_store
+from tuneline.core import storage
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact, verify_artifact
 from tuneline.core.errors import (
     ArtifactError,
@@ -270,6 +271,17 @@ def test_a_directory_that_is_there_stays(store: Store, artifact: Artifact) -> No
     with pytest.raises(ArtifactError, match="exists already"):
         pull_artifact(PLACE, artifact.path)
     verify_artifact(artifact)
+
+
+def test_a_store_without_credentials_names_their_variables() -> None:
+    from obstore.exceptions import GenericError
+
+    with (
+        pytest.raises(ServerError, match="no credentials are set") as caught,
+        storage._errors("s3://b"),
+    ):
+        raise GenericError("Error performing PUT http://169.254.169.254/latest/api/token in 1 ms")
+    assert "AWS_ACCESS_KEY_ID" in str(caught.value)
 
 
 @pytest.mark.parametrize(

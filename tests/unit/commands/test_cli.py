@@ -511,6 +511,13 @@ def test_an_adapter_is_not_a_model(command: tuple[str, ...], tmp_path: Path) -> 
     assert "tuneline export merge --base BASE --adapter adapter --out DIR" in done.stderr
 
 
+def test_serve_says_how_a_model_of_the_hub_is_downloaded(tmp_path: Path) -> None:
+    done = tuneline("serve", "Qwen/Qwen3-0.6B", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Qwen/Qwen3-0.6B: no such file or folder" in done.stderr
+    assert "hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B" in done.stderr
+
+
 def test_serving_beyond_loopback_needs_a_key(tmp_path: Path) -> None:
     base = EXAMPLE.parents[1] / "tiny-base"
     done = tuneline("serve", base, "--host", "0.0.0.0", cwd=tmp_path)  # noqa: S104

@@ -224,6 +224,55 @@ class Whole(StrictModel):
     kept: Kept = Kept()
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("name=My Model", "name: found 'My Model'; expected a lower-case letter, then lower-case "
+                          "letters, digits and hyphens, at most 42 characters"),
+        ("learning_rate=1e-4", "learning_rate: unknown key (did you mean training.learning_rate?)"),
+        ("serving.lr=1e-4", "serving.lr: unknown key (did you mean training.learning_rate?)"),
+        ("serving.dtpe=auto", "serving.dtpe: unknown key (did you mean dtype?)"),
+        ("data=rows.jsonl",
+         "data: expected keys below it, found 'rows.jsonl' (did you mean path: rows.jsonl?)"),
+        ("training.method=dpo",
+         "training.method: expected keys below it, found 'dpo' (did you mean type: dpo?)"),
+    ],
+)  # fmt: skip
+def test_a_first_mistake_is_answered_with_the_key_that_is_meant(
+    tmp_path: Path, override: str, expected: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: a\ndata: {path: rows.jsonl}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, RunConfig, (override,))
+    assert caught.value.problems == [f"{path}: {expected}"]
+
+
+ALIASES = "\n".join(f"k{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]" for n in range(1, 6))
+"""Each line is a list of ten aliases of the line before."""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ALIASES,
+         "more than 100,000 values with its aliases"),
+        ("name: &x [*x]", "has an alias that is part of itself"),
+        ("name: " + "[" * 3000, "is nested too deeply"),
+    ],
+    ids=["aliases", "cycle", "nesting"],
+)  # fmt: skip
+def test_yaml_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    assert expected in problems(tmp_path, f"k0: &x0 [1, 2]\n{text}")[0]
+
+
+def test_a_long_value_is_cut_in_a_message(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, f"name: a\ntraining: {{steps: {'many' * 5000}}}")
+    assert "found 'many" in problem and len(problem) < 500
+
+
 def test_only_fields_that_change_a_result_are_keyed() -> None:
     assert keyed_values(Kept(path=Path("a/b"), limits={"p95": 1})) == {
         "rate": 1.0,

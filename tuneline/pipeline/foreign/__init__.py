@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from tuneline.core.bounded_yaml import load_yaml
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline.choices import Choice, run_name, write_choices
 from tuneline.pipeline.foreign.axolotl import is_axolotl, read_axolotl
@@ -103,7 +104,7 @@ def _read(source: Path) -> Command:
         text = source.read_text(encoding="utf-8")
         if is_script(source, text):
             return read_command(source, text)
-        values = yaml.safe_load(text)
+        values = load_yaml(text)
     except FileNotFoundError:
         raise ConfigError(f"{source}: no such file; expected a configuration") from None
     except (OSError, ValueError, yaml.YAMLError) as error:

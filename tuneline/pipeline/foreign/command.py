@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tuneline.core.bounded_yaml import load_yaml
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline.foreign.reading import WITHOUT_EFFECT
 
@@ -236,7 +237,7 @@ def _options(words: Sequence[str]) -> tuple[dict[str, Any], str, list[str]]:
 
 def _yaml(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except yaml.YAMLError:
         return text
 
@@ -274,7 +275,7 @@ def _configuration(source: Path, file: str) -> dict[str, Any]:
             f"tuneline init --from {Path(file).name}",
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{path}: cannot be read as YAML or JSON: {reason}") from None

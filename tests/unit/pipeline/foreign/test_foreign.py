@@ -463,6 +463,7 @@ def test_what_trl_trains_of_prompt_and_completion_is_said(
     ("text", "problem"),
     [
         ("a: [", "cannot be read as YAML or JSON"),
+        ("a: &x [*x]", "cannot be read as YAML or JSON: has an alias that is part of itself"),
         ("- 1", "expected a mapping of options"),
         ("learning_rate: 1", "is not a configuration of LLaMA-Factory, Axolotl, TRL"),
         ("{model_name_or_path: a, datasets: []}", "names no data or no base model"),
