@@ -10,7 +10,7 @@ import typer
 from tuneline.commands.option_values import open_run, refuse, required, storage_place
 from tuneline.commands.options import AsJson, OptionalRun, Out, Overrides, RunOrDir, RunsDir
 from tuneline.commands.printing import emit
-from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.errors import ArtifactError
 from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
@@ -95,32 +95,32 @@ def push(
 ) -> None:
     """Publish a model with its card, or copy artifacts to object storage.
 
-    A model goes to the Hugging Face Hub, a folder or a tar file. Any artifact, or with RUN.yaml
-    every current artifact of the run, goes to object storage; the manifest is written last.
+    The model of RUN.yaml, or any, goes to the Hugging Face Hub, a folder or a tar file. An
+    artifact, or every current artifact of RUN.yaml, goes to object storage.
     """
+    from tuneline.core.artifact import open_artifact
     from tuneline.core.storage import is_storage_url, push_artifact
+    from tuneline.pipeline.plan import current
+    from tuneline.pipeline.stage import MODEL
 
     place = required(to, "--to")
+    is_stored = is_storage_url(place)
     if run_file is not None:
         refuse("with a run.yaml", {"--model": model})
-        if not is_storage_url(place):
-            raise ConfigError(
-                f"--to {place}: takes one model; expected s3://BUCKET/PATH for a run",
-                hint="Try: tuneline push --model DIR --to PLACE",
-            )
-        storage_place(place)
-        _push_run(open_run(run_file, overrides, runs_dir), place, as_json)
-        return
-    refuse("without a run.yaml", {"--set": overrides or None})
-    directory = required(model, "--model")
-    if is_storage_url(place):
-        from tuneline.core.artifact import open_artifact
-
+        if is_stored:
+            storage_place(place)
+            _push_run(open_run(run_file, overrides, runs_dir), place, as_json)
+            return
+        (made,) = current(open_run(run_file, overrides, runs_dir), MODEL)
+        directory = made.path
+    else:
+        refuse("without a run.yaml", {"--set": overrides or None})
+        directory = required(model, "--model")
+    if is_stored:
         is_new = push_artifact(open_artifact(directory, check_sizes=False), place)
         emit({"path": place}, [f"{'published' if is_new else 'there already'}: {place}"], as_json)
         return
     from export import push_model, write_model_card
-    from tuneline.core.artifact import open_artifact
     from tuneline.core.files import MANIFEST
 
     is_artifact = (directory / MANIFEST).is_file()

@@ -77,6 +77,18 @@ def test_artifacts_in_object_storage_make_a_run_current(
     ]  # fmt: skip
 
 
+def test_the_model_of_a_run_is_published_with_its_card(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "published"
+    done = tuneline(run, "push", "--to", str(out))
+    assert done.returncode == 0, done.stderr
+    made = next(run.parent.glob("runs/small/model-*"))
+    assert (out / "manifest.json").read_bytes() == (made / "manifest.json").read_bytes()
+    assert (
+        json.loads((made / "manifest.json").read_text())["digest"]
+        in (out / "README.md").read_text()
+    )
+
+
 def test_each_artifact_is_pushed_while_the_line_runs(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

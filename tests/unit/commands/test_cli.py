@@ -551,7 +551,6 @@ def test_a_training_is_rendered_without_an_artifact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (("push", EXAMPLE, "--to", "hf:team/model"), "expected s3://BUCKET/PATH for a run"),
         (("push", EXAMPLE, "--to", "s3://"), "is not a place in object storage"),
         (("push", EXAMPLE, "--model", BASE, "--to", "s3://b/p"), "--model: has no meaning with a"),
         (("push", "--to", "s3://b/p"), "--model is required"),
