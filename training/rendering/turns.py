@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from training.rendering.advice import other_row, other_variable
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.core.messages import Message, content_of
 from tuneline.models.chat import (
@@ -22,7 +23,6 @@ from tuneline.models.chat import (
     prompt_text,
     prompt_token_ids,
 )
-from tuneline.models.template import GIVEN_VARIABLES, template_variables, with_defaults
 
 OPENED_BLOCK = re.compile(r"(<\w+>)\s*$")
 """A generation prompt that leaves a block of reasoning open, such as `<think>`."""
@@ -73,13 +73,23 @@ def render_turn(
             ends the answer without a stop token.
         DataError: The template refuses the messages, or the answer holds a stop token.
     """
+
+    def is_rendered(changed: Sequence[Message]) -> bool:
+        try:
+            _render_turn(tokenizer, changed, tools, stop_ids, where)
+        except ConfigError:
+            return False
+        return True
+
     try:
         return _render_turn(tokenizer, messages, tools, stop_ids, where)
-    except DataError:
-        raise
+    except DataError as error:
+        hint = error.hint or other_row(messages, is_rendered)
+        raise DataError(error.problems, hint=hint) from None
     except ConfigError as error:
-        advice = _switch(tokenizer, messages, tools, stop_ids)
-        raise ConfigError(error.problems, hint=advice or error.hint) from None
+        hint = other_variable(tokenizer, messages, is_rendered)
+        hint = hint or other_row(messages, is_rendered) or error.hint
+        raise ConfigError(error.problems, hint=hint) from None
 
 
 def _render_turn(
@@ -340,31 +350,6 @@ def _name(entry: dict[str, Any]) -> str:
 def _num_common(one: str, other: str) -> int:
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _switch(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    tools: Sequence[dict[str, Any]],
-    stop_ids: frozenset[int],
-) -> str | None:
-    """Return what to type if the row can be trained with another value of a template's variable."""
-    own, template = tokenizer.chat_template, tokenizer.get_chat_template()
-    try:
-        for name in sorted(template_variables(template) - GIVEN_VARIABLES):
-            for value in (False, True):
-                tokenizer.chat_template = with_defaults(template, {name: value})
-                try:
-                    _render_turn(tokenizer, messages, tools, stop_ids, "")
-                except ConfigError:
-                    continue
-                return (
-                    f"Set data.chat_template_kwargs: {{{name}: {str(value).lower()}}}. Training, "
-                    "evaluation, proofs and the served model then render with it."
-                )
-    finally:
-        tokenizer.chat_template = own
-    return None
 
 
 def _untrained_stop(

@@ -224,6 +224,36 @@ def test_calls_are_trained_and_tool_results_are_not() -> None:
             _examples(_tokenizer(template), row)
 
 
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+    "{% elif m.tool_calls and m.content %}{{ raise_exception('no text') }}"
+    "{% elif m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}{% endfor %}"
+) + HEADER
+
+
+@pytest.mark.parametrize(
+    ("change", "num_calls", "hint"),
+    [
+        ((), 2, "Give each call a message of its own, with its result after it."),
+        ({"content": "Wait."}, 1, "takes no text next to a tool call. Leave the text out."),
+        ({"role": "system", "content": "Be brief."}, 1, "data.columns: {system: null}"),
+    ],
+)
+def test_a_part_of_a_row_that_the_template_does_not_take_is_named(
+    change: Any, num_calls: int, hint: str
+) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"city": "Oslo"}}}
+    system = [change] if "role" in change else []
+    calling = {"role": "assistant", "tool_calls": [call] * num_calls}
+    calling |= change if change and not system else {}
+    results = [{"role": "tool", "content": "sunny"}] * num_calls
+    row = Row((*system, _user("Weather?"), calling, *results), (_assistant("Sun"),),
+              tools=({"type": "function", "function": LOOK},))  # fmt: skip
+    with pytest.raises(DataError, match="the chat template refuses the row") as caught:
+        _examples(_tokenizer(STRICT), row)
+    assert hint in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("template", "hint"),
     [
