@@ -8,6 +8,7 @@ import pytest
 from tests.browser import OPEN_ALL, OVERFLOW, opened
 from tests.integration.release.line import write_line
 from tests.unit.core.page.pages import HOSTILE, document
+from tuneline.core.page.blocks import Badge, Column, Document, Section, Table, Tone
 from tuneline.core.page.to_html import html_page
 
 if TYPE_CHECKING:
@@ -39,6 +40,26 @@ def test_the_page_needs_no_network_and_fits_a_phone(browser: "Browser", page: Pa
         )
         assert len(widths) >= 4
         assert min(widths) > 300
+
+
+def test_a_long_address_in_a_reason_leaves_the_other_columns_their_width(
+    browser: "Browser", tmp_path: Path
+) -> None:
+    address = "https://example.com/" + "1234567890" * 9
+    words = "the served model is PASS; all answers are equal, and log-probabilities too"
+    table = Table("t", (Column("gate"), Column("result"), Column("required")),
+                  (("load", f"Waived: {address}", words),), is_stacked=True)  # fmt: skip
+    badge = Badge("FAIL", Tone.BAD)
+    shown_page = Document("t", "t", badge, "t", (), (), (Section("s", "s", (table,)),), "t")
+    path = tmp_path / "page.html"
+    path.write_text(html_page(shown_page), encoding="utf-8")
+    with opened(browser, path, width=1280) as shown:
+        assert shown.page.evaluate(OVERFLOW) <= 0
+        box = shown.page.locator("td").last.bounding_box()
+        sheet = shown.page.locator("section").bounding_box()
+    assert box is not None and sheet is not None
+    assert box["width"] > 180
+    assert box["x"] + box["width"] <= sheet["x"] + sheet["width"] + 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
