@@ -19,6 +19,8 @@ LAST_FILE = "last-release"
 JUDGED_SECTIONS = ("serving", "release")
 """The sections of run.yaml that a release is about, besides those that its artifacts record: the
 server that was measured, and the limits of the gates."""
+ADDRESS = ("serving.host", "serving.port")
+"""Where a server listens on this machine. Pods have an address of their own."""
 
 Pair = tuple[Artifact, Release]
 
@@ -82,7 +84,7 @@ def changed_keys(
         keys += [
             f"{section}.{key}"
             for key in sorted({*now, *then})
-            if now.get(key, then) != then.get(key, now)
+            if now.get(key, then) != then.get(key, now) and f"{section}.{key}" not in ADDRESS
         ]
     return keys
 

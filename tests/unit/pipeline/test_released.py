@@ -21,7 +21,7 @@ from tuneline.pipeline.released import find_release, mark_last_release
 
 MODEL = "sha256:" + "a" * 64
 SHA = "0" * 64
-SERVING = {"mode": "merged", "max_num_seqs": 8}
+SERVING = {"mode": "merged", "max_num_seqs": 8, "port": None}
 CONFIG = {"serving": SERVING, "release": {"threshold": 0.9}, "name": "tickets"}
 
 
@@ -115,6 +115,13 @@ def test_a_release_of_another_server_is_not_deployed(tmp_path: Path) -> None:
     assert "serving.max_num_seqs, serving.quantization" in str(caught.value)
     assert "serving.mode" not in str(caught.value)
     assert caught.value.exit_code == 6
+
+
+def test_a_port_of_this_machine_needs_no_new_release(tmp_path: Path) -> None:
+    out = put(tmp_path, "a", release("PASS", "2026-11-01T00:00:00Z"))
+    elsewhere = {**CONFIG, "serving": {**SERVING, "port": 8123}}
+    found, _ = find_release(tmp_path, "tuneline release run.yaml", MODEL, elsewhere)
+    assert found.path == out
 
 
 def test_a_release_judged_by_other_limits_is_not_deployed(tmp_path: Path) -> None:
