@@ -47,6 +47,10 @@ def verify(
     issuer: Annotated[
         str | None, typer.Option(metavar="URL", help="The OpenID issuer of --identity.")
     ] = None,
+    trust_config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Sigstore's keys, for --identity without the network."),
+    ] = None,
     signature: Annotated[
         Path | None,
         typer.Option(metavar="model.sig", help="Of a model: its signature, from its release."),
@@ -74,11 +78,13 @@ def verify(
     of_releases = {"--model": model, "--base": base}
     of_trust = {
         "--key": key, "--certificate": certificate or None, "--identity": identity,
-        "--issuer": issuer,
+        "--issuer": issuer, "--trust-config": trust_config,
     }  # fmt: skip
     if issuer is not None and identity is None:
         raise ConfigError("--issuer: goes with the identity that it vouches for: --identity NAME")
-    trust = Trust(key, tuple(certificate or ()), identity, issuer)
+    if trust_config is not None and identity is None:
+        raise ConfigError("--trust-config: goes with an identity of Sigstore: --identity NAME")
+    trust = Trust(key, tuple(certificate or ()), identity, issuer, trust_config)
     if target.name == RELEASE_FILE and target.is_file():
         target = _whole_folder(target)
     if not target.is_dir():

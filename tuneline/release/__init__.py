@@ -13,7 +13,8 @@ from tuneline.core.lazy import lazy_face
 
 if TYPE_CHECKING:
     from tuneline.release.make import make_release, require_released
-    from tuneline.release.sign import Signer, Trust, check_signature
+    from tuneline.release.parties import Signer, Trust
+    from tuneline.release.sign import check_signature
     from tuneline.release.verify import check_agreement, verify_release
 
 __all__ = [
@@ -29,8 +30,8 @@ __all__ = [
 __getattr__ = lazy_face(
     __name__,
     {
-        "Signer": "tuneline.release.sign:Signer",
-        "Trust": "tuneline.release.sign:Trust",
+        "Signer": "tuneline.release.parties:Signer",
+        "Trust": "tuneline.release.parties:Trust",
         "check_agreement": "tuneline.release.verify:check_agreement",
         "check_signature": "tuneline.release.sign:check_signature",
         "make_release": "tuneline.release.make:make_release",

@@ -24,9 +24,10 @@ from tuneline.core.release import (
 from tuneline.pipeline.stage import EVALUATION_SERVED
 from tuneline.release.bom import bom_text
 from tuneline.release.card import card_text
+from tuneline.release.parties import Signer
 from tuneline.release.proofs import Proofs
 from tuneline.release.rows import read_rows
-from tuneline.release.sign import Signer, check_own_signature
+from tuneline.release.sign import check_own_signature
 from tuneline.release.statement import statement_text
 from tuneline.report import write_report
 

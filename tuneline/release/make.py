@@ -30,8 +30,9 @@ from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.up import lock_run
 from tuneline.release.build import build_release, waive_options
 from tuneline.release.folder import check_equal, manifest_facts, write_files
+from tuneline.release.parties import Signer
 from tuneline.release.proofs import Proofs, collect_proofs
-from tuneline.release.sign import Signer, sign_model, sign_release
+from tuneline.release.sign import sign_model, sign_release
 
 
 def make_release(

@@ -11,155 +11,23 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from tuneline.core.artifact import remove_command
 from tuneline.core.documents import parse_json
 from tuneline.core.environment import require
-from tuneline.core.errors import ArtifactError, ConfigError, ServerError, TamperedError
-from tuneline.core.files import MANIFEST, file_sha256
+from tuneline.core.errors import ArtifactError, ServerError, TamperedError
+from tuneline.core.files import MANIFEST
 from tuneline.core.release import RELEASE_SIGNATURE
+from tuneline.release.parties import EXTRA, Signer, Trust
 
-EXTRA = "release"
-PASSWORD = "TUNELINE_SIGN_PASSWORD"  # noqa: S105 (the name of the variable)
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError)
 """The errors that model-signing lets through for a file that is not a signature."""
 UNSIGNED = (".git", ".gitattributes", ".github", ".gitignore")
 """The names at the top of a folder that model-signing leaves out of every signature."""
-
-
-@dataclass(frozen=True)
-class Signer:
-    """Who signs: a key, a key with its certificate, or an identity of Sigstore.
-
-    Attributes:
-        key: PEM file with an elliptic-curve private key; its password is in TUNELINE_SIGN_PASSWORD.
-        certificate: PEM file with the key's certificate.
-        chain: PEM files with the certificates between that one and the root.
-        keyless: Whether Sigstore's certificate authority issues a certificate for the identity of
-            this job or person. It needs the network.
-    """
-
-    key: Path | None = None
-    certificate: Path | None = None
-    chain: tuple[Path, ...] = ()
-    keyless: bool = False
-
-    def identity(self) -> list[str] | None:
-        """Return what tells this signer from others: hashes of its public key and certificates.
-
-        Keyless, it is the identity and the issuer of this job; None for a person, whose identity
-        is asked in a browser only while the signature is made.
-
-        Raises:
-            ConfigError: A file cannot be used.
-            ServerError: The issuer of the job's identity does not answer.
-        """
-        if self.keyless:
-            return _ambient_identity()
-        public = hashlib.sha256(self.public_pem()).hexdigest()
-        given = [path for path in (self.certificate, *self.chain) if path is not None]
-        with _key_errors("--sign-certificate", self.certificate or Path()):
-            return [public, *(file_sha256(path) for path in given)]
-
-    def public_pem(self) -> bytes:
-        """Return the public key that fits the private one, as PEM.
-
-        Raises:
-            ConfigError: The key cannot be read.
-        """
-        assert self.key is not None  # noqa: S101 (`config` has checked it)
-        serialization = require("cryptography.hazmat.primitives.serialization", EXTRA)
-        password = os.environ.get(PASSWORD)
-        with _key_errors("--sign-key", self.key):
-            private = serialization.load_pem_private_key(
-                self.key.read_bytes(), None if password is None else password.encode()
-            )
-            encoding, form = serialization.Encoding.PEM, serialization.PublicFormat
-            pem: bytes = private.public_key().public_bytes(encoding, form.SubjectPublicKeyInfo)
-        return pem
-
-    def config(self) -> Any:
-        """Return the configuration of model-signing.
-
-        Raises:
-            ConfigError: The options exclude one another, or a file cannot be used.
-        """
-        signing = require("model_signing.signing", EXTRA)
-        if self.keyless:
-            if self.key is not None or self.certificate is not None:
-                raise ConfigError("--keyless: has no meaning with --sign-key or --sign-certificate")
-            return signing.Config().use_sigstore_signer(use_ambient_credentials=True)
-        if self.key is None:
-            raise ConfigError("--sign-certificate: needs the key of the certificate: --sign-key")
-        password = os.environ.get(PASSWORD)
-        if self.certificate is not None:
-            _require_valid_today("--sign-certificate", self.certificate)
-            for path in self.chain:
-                _require_valid_today("--sign-chain", path)
-        with _key_errors("--sign-key", self.key):
-            if self.certificate is not None:
-                return signing.Config().use_certificate_signer(
-                    private_key=self.key,
-                    signing_certificate=self.certificate,
-                    certificate_chain=self.chain,
-                )
-            # model-signing passes the password on to a function that takes bytes.
-            return signing.Config().use_elliptic_key_signer(
-                private_key=self.key, password=None if password is None else password.encode()
-            )
-
-
-@dataclass(frozen=True)
-class Trust:
-    """Whose signature is accepted: a public key, a root certificate, or an identity of Sigstore."""
-
-    key: Path | None = None
-    certificates: tuple[Path, ...] = ()
-    identity: str | None = None
-    issuer: str | None = None
-
-    def __bool__(self) -> bool:
-        return self.key is not None or bool(self.certificates) or self.identity is not None
-
-    @property
-    def said(self) -> str:
-        """Return the trusted party, for messages."""
-        if self.key is not None:
-            return f"the key {self.key}"
-        if self.certificates:
-            return f"the certificate {', '.join(map(str, self.certificates))}"
-        return f"the identity {self.identity}"
-
-    def config(self) -> Any:
-        """Return the configuration of model-signing.
-
-        Raises:
-            ConfigError: The options exclude one another, or a file cannot be used.
-        """
-        verifying = require("model_signing.verifying", EXTRA)
-        given = [self.key is not None, bool(self.certificates), self.identity is not None]
-        if sum(given) != 1:
-            raise ConfigError("expected one of --key, --certificate and --identity")
-        if self.key is not None:
-            with _key_errors("--key", self.key):
-                return verifying.Config().use_elliptic_key_verifier(public_key=self.key)
-        if self.certificates:
-            with _key_errors("--certificate", self.certificates[0]):
-                return verifying.Config().use_certificate_verifier(
-                    certificate_chain=self.certificates
-                )
-        if self.issuer is None:
-            raise ConfigError("--identity: needs the issuer of the identity: --issuer URL")
-        return verifying.Config().use_sigstore_verifier(
-            identity=self.identity, oidc_issuer=self.issuer
-        )
 
 
 def sign_model(signer: Signer, model: Path, signature: Path) -> None:
@@ -227,6 +95,7 @@ def check_signature(
         ArtifactError: There is no signature, another key made it, or it cannot be read.
         TamperedError: The signature is right, and files differ from the signed ones.
         ConfigError: The key or certificate cannot be used.
+        ServerError: Sigstore's keys cannot be fetched.
     """
     if not signature.is_file():
         raise ArtifactError(
@@ -246,6 +115,7 @@ def check_signature(
     refused = (
         require("cryptography.exceptions", EXTRA).InvalidSignature,
         require("OpenSSL.crypto", EXTRA).X509StoreContextError,
+        require("sigstore.errors", EXTRA).Error,
         *UNREADABLE,
     )
     try:
@@ -296,19 +166,6 @@ def check_certificate_date(signature: Path, made_at: str) -> None:
         )
 
 
-def _require_valid_today(option: str, path: Path) -> None:
-    """Raise ConfigError if a certificate has expired, or is not valid yet."""
-    x509 = require("cryptography.x509", EXTRA)
-    with _key_errors(option, path):
-        for one in x509.load_pem_x509_certificates(path.read_bytes()):
-            start, end = one.not_valid_before_utc, one.not_valid_after_utc
-            if not start <= datetime.now(UTC) <= end:
-                raise ConfigError(
-                    f"{option} {path}: is valid from {start:%Y-%m-%d %H:%M} to "
-                    f"{end:%Y-%m-%d %H:%M} UTC; expected a certificate that is valid today"
-                )
-
-
 def _sign(signer: Signer, folder: Path, signature: Path, *, ignored: tuple[str, ...]) -> None:
     hashing = require("model_signing.hashing", EXTRA)
     if unsigned := _unsigned(folder):
@@ -318,10 +175,9 @@ def _sign(signer: Signer, folder: Path, signature: Path, *, ignored: tuple[str, 
             hint="Remove it, and make what depends on it again: "
             f"{remove_command(folder / unsigned[0])}",
         )
-    config = signer.config().set_hashing_config(
-        hashing.Config().set_ignored_paths(paths=[Path(name) for name in ignored])
-    )
+    files = hashing.Config().set_ignored_paths(paths=[Path(name) for name in ignored])
     if not signer.keyless:
+        config = signer.config().set_hashing_config(files)
         try:
             config.sign(folder, signature)
         except ValueError as error:  # a symbolic link
@@ -329,7 +185,7 @@ def _sign(signer: Signer, folder: Path, signature: Path, *, ignored: tuple[str, 
         return
     sigstore = require("sigstore.errors", EXTRA)
     try:
-        config.sign(folder, signature)
+        signer.config().set_hashing_config(files).sign(folder, signature)
     except (sigstore.Error, OSError, ValueError) as error:
         raise ServerError(
             f"--keyless: Sigstore did not sign: {error}",
@@ -345,42 +201,6 @@ def _unsigned(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
         if os.path.lexists(folder / name)
         and not any(fnmatchcase(name, pattern) for pattern in ignore)
     ]
-
-
-def _ambient_identity() -> list[str] | None:
-    """Return identity and issuer of this job; None if no job has one."""
-    oidc = require("sigstore.oidc", EXTRA)
-    try:
-        token = oidc.detect_credential()
-        if token is None:
-            return None
-        found = oidc.IdentityToken(token)
-    except (oidc.IdentityError, OSError) as error:
-        raise ServerError(
-            f"--keyless: the identity of this job is not known: {error}",
-            hint="Check that the job may ask for an identity token, or sign with --sign-key.",
-        ) from None
-    return [found.identity, found.federated_issuer]
-
-
-@contextmanager
-def _key_errors(option: str, path: Path) -> Iterator[None]:
-    """Name a key file that cannot be used."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{option} {path}: cannot be read: {error.strerror}") from None
-    except TypeError as error:  # a password is missing, or one too many is given
-        raise ConfigError(
-            f"{option} {path}: {error}",
-            hint=f"Put the key's password into the environment variable {PASSWORD}.",
-        ) from None
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{option} {path}: {error}; expected a PEM file with an elliptic-curve key",
-            hint="Try: openssl ecparam -genkey -name prime256v1 -noout -out KEY.pem && "
-            "openssl ec -in KEY.pem -pubout -out PUB.pem",
-        ) from None
 
 
 def _plain(said: str) -> str:

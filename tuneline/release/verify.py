@@ -22,7 +22,8 @@ from tuneline.core.release import (
 )
 from tuneline.models.source import read_digest, resolve_model
 from tuneline.pipeline.stage import SERVED_STAGES
-from tuneline.release.sign import Trust, check_certificate_date, check_signature
+from tuneline.release.parties import Trust
+from tuneline.release.sign import check_certificate_date, check_signature
 from tuneline.release.statement import statement_of
 
 NOT_ARTIFACTS = ("file", "files", "value", "forgetting-suite", "peft-adapter")

@@ -18,8 +18,9 @@ from tests.integration.release.keys import certificate, write_key, write_private
 from tests.integration.release.line import Answers, FinishedLine, rewrite, verify, write_line
 from tuneline.core.artifact import new_artifact
 from tuneline.core.errors import ArtifactError, ServerError
-from tuneline.release import sign
-from tuneline.release.sign import Signer, sign_model
+from tuneline.release import parties
+from tuneline.release.parties import Signer
+from tuneline.release.sign import sign_model
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_an_expired_certificate_neither_signs_nor_verifies(
     assert "leaf.pem: is valid from" in done.stderr
     assert "expected a certificate that is valid today" in done.stderr
     # A signer who does not use Tuneline may sign all the same.
-    monkeypatch.setattr(sign, "_require_valid_today", lambda *_: None)
+    monkeypatch.setattr(parties, "_require_valid_today", lambda *_: None)
     done = verify(line.released(*options), "--certificate", tmp_path / "root.pem")
     assert done.returncode == 3
     assert "release.sig: its certificate is valid from" in done.stderr

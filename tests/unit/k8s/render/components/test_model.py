@@ -16,7 +16,8 @@ from k8s.render.components.model import with_gibibytes
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ConfigError
 from tuneline.core.files import payload_files
-from tuneline.release.sign import Signer, sign_model
+from tuneline.release.parties import Signer
+from tuneline.release.sign import sign_model
 
 Objects: TypeAlias = list[dict[str, Any]]
 DIGEST = "sha256:" + "0123456789abcdef" * 4
