@@ -8,7 +8,7 @@ its shards. The result has the base's shards, tensor names and order.
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from export.weights.layout import OutputFile, PlannedTensor, lay_out
 from export.weights.model_folder import ModelFolder, check_tensors, read_base, write_config
 from export.weights.tensor_file import SAFETENSORS_DTYPES, TORCH_DTYPES
 from export.weights.writer import in_mib, require_free, write_files
-from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
+from tuneline.core.artifact import Artifact, Input, new_artifact, only_writer, open_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.core.files import MANIFEST
@@ -185,9 +185,13 @@ def _merge_base(
         plain = config.model_copy(update={"merge_base": side, "quantize": None})
         return merge(plain, base, adapter, folder)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.choose-") as work:
-        closer, figures = choose_base(base.path, opened[0].path, merge_onto, Path(work))
+    work = out.parent / f".{out.name}.work"
+    with only_writer(out):
+        shutil.rmtree(work, ignore_errors=True)  # of a merge that was killed
+        try:
+            closer, figures = choose_base(base.path, opened[0].path, merge_onto, work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return closer, {"merge_base": closer, **figures}
 
 

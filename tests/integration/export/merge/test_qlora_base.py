@@ -86,7 +86,7 @@ def test_the_dequantized_merge_is_the_live_model(tmp_path: Path) -> None:
 def test_auto_measures_both_and_keeps_the_closer(dtype: torch.dtype, tmp_path: Path) -> None:
     base, adapter = made(tmp_path, dtype)
     trained = as_qlora(adapter, base, tmp_path / "trained")
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".out.work" / "original").mkdir(parents=True)  # of a killed merge
     merged = merge(MergeConfig(), resolve_model(str(base)), trained, tmp_path / "runs" / "out")
     metrics = merged.manifest.metrics
     assert metrics["num_compared_tokens"] > 100
