@@ -1,9 +1,9 @@
-"""A quantized mixture of experts, computed in float32 by the rules of its scheme.
+"""A model folder in compressed-tensors' format, computed in float32 by the rules of its scheme.
 
-transformers joins a layer's experts in one module. It loads quantized experts only under some
-schemes, rounds the dequantized weights to bfloat16, and never rounds the inputs of an expert. So
-compressed-tensors' own functions dequantize the weights here while they are read, and round the
-inputs of each quantized layer and of both products of an expert.
+transformers loads such folders too, but not of every family (NanoChat, Mamba 2, HRM), leaves layers
+that it renames in bfloat16 (GPT-NeoX), lets all tokens share a scale in latent attention, and never
+rounds the inputs of an expert. So compressed-tensors' own functions dequantize the weights here
+while they are read, and round the inputs of each quantized layer and of both products of an expert.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Any
 
 import torch
 
+from export.weights.memory_names import memory_names
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.errors import ArtifactError
 from tuneline.models.folder import CONFIG, read_json, weight_files
+from tuneline.models.load import served_class
 
 EXPERT = re.compile(r"(.+)\.experts\.\d+\.\w+")
 PART = re.compile(r"(.+)\.(weight_(?:packed|scale|shape)|weight)")
-"""Zero points and column orders are not computed here; a tensor of either is left over, which is an
-error."""
+ELSEWHERE = ("weight_zero_point", "weight_g_idx", "weight_global_scale", "input_scale")
+"""Tensors of schemes that are not computed here. In a mixture one is left over: an error."""
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 """Rounds activations of shape (…, hidden), with one scale per token."""
@@ -53,22 +55,38 @@ class Dequantized:
         return torch.as_tensor(weight, dtype=torch.float32)
 
 
-def has_quantized_experts(path: Path) -> bool:
-    """Return whether a folder is in compressed-tensors' format and stores its experts one by one.
+def scheme_here(path: Path) -> Any | None:
+    """Return the quantization scheme of a folder that is computed here.
+
+    Returns:
+        None for a folder without quantization, and for a dense model of another scheme (scales of
+        inputs or column orders in the files, or several schemes), which transformers loads.
 
     Raises:
-        ArtifactError: A file cannot be read.
+        ArtifactError: A file cannot be read, or a mixture of experts has another scheme.
     """
-    said = read_json(path / CONFIG).get("quantization_config") or {}
-    return said.get("quant_method") == "compressed-tensors" and any(
-        (part := PART.fullmatch(entry.name)) and EXPERT.fullmatch(part[1])
-        for file in weight_files(path)
-        for entry in read_tensor_file(file).entries
-    )
+    from compressed_tensors.quantization import QuantizationConfig
+
+    written = read_json(path / CONFIG).get("quantization_config") or {}
+    if written.get("quant_method") != "compressed-tensors":
+        return None
+    said = QuantizationConfig.model_validate(written)
+    schemes = [group for group in said.config_groups.values() if group.weights is not None]
+    names = [one.name for file in weight_files(path) for one in read_tensor_file(file).entries]
+    modules = {part[1] for name in names if (part := PART.fullmatch(name))}
+    problem = _problem_of(schemes)
+    if any(EXPERT.fullmatch(module) for module in modules):
+        if problem:
+            raise ArtifactError(f"{path / CONFIG}: a mixture of experts {problem}")
+    elif problem or any(name.endswith(ELSEWHERE) for name in names):
+        return None
+    (scheme,) = schemes
+    scheme.format = scheme.format or said.format
+    return scheme
 
 
-def load_quantized_experts(path: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Load the causal LM of such a folder in float32.
+def load_quantized(path: Path, scheme: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Load a folder with such a scheme in float32.
 
     Returns:
         The model, and transformers' report of missing and unexpected tensors.
@@ -77,16 +95,15 @@ def load_quantized_experts(path: Path, **options: Any) -> tuple[Any, dict[str, A
         options: Arguments of `from_pretrained`.
 
     Raises:
-        ArtifactError: The quantization is of a kind that is not computed here, or config.json and
-            the weights differ about the layers that are quantized.
+        ArtifactError: config.json and the weights differ about the layers that are quantized, or
+            experts have another computation.
     """
     import safetensors
     import transformers
     from compressed_tensors.quantization import QuantizationConfig
 
-    said = QuantizationConfig.model_validate(read_json(path / CONFIG)["quantization_config"])
-    scheme = _only_scheme(said, path)
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    said = QuantizationConfig.model_validate(config.quantization_config)
     del config.quantization_config
     with ExitStack() as files:
         opened = [
@@ -95,17 +112,18 @@ def load_quantized_experts(path: Path, **options: Any) -> tuple[Any, dict[str, A
         ]
         stored = {name: file.get_slice(name) for file in opened for name in file.keys()}  # noqa: SIM118
         state, quantized = _dequantized(stored, scheme)
-        network, info = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        network, info = served_class(path)._model_mapping[type(config)].from_pretrained(
             None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True,
             **options,
         )  # fmt: skip
     network.generation_config = _generation_config(path, network)
-    modules = dict(network.named_modules())
-    linear = {name for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+    sources = _sources(network, state)
     experts = {name.removesuffix(".weight") for name in state if EXPERT.match(name)}
-    _check_said(said, linear | experts, quantized, path)
+    _check_said(said, {*sources.values(), *experts}, quantized, path)
     if scheme.input_activations is not None:
-        _round_inputs(modules, quantized, token_rounding(scheme.input_activations), path)
+        rounded = token_rounding(scheme.input_activations)
+        _round_inputs(network, {name for name in sources if sources[name] in quantized}, rounded)
+        _round_experts(network, rounded, path)
     return network, info
 
 
@@ -151,22 +169,19 @@ def rounded_experts(
     return result
 
 
-def _only_scheme(said: Any, path: Path) -> Any:
-    schemes = [group for group in said.config_groups.values() if group.weights is not None]
+def _problem_of(schemes: list[Any]) -> str | None:
+    """Return why schemes of config.json are not computed here; None if they are."""
     if len(schemes) != 1 or schemes[0].output_activations is not None:
-        raise ArtifactError(
-            f"{path / CONFIG}: a mixture of experts has {len(schemes)} quantization schemes, or "
-            "quantized layer outputs; expected one scheme, for weights and inputs"
+        return (
+            f"has {len(schemes)} quantization schemes, or quantized layer outputs; expected one "
+            "scheme, for weights and inputs"
         )
-    (scheme,) = schemes
-    activations = scheme.input_activations
-    if activations is not None and (activations.dynamic, activations.strategy) != (True, "token"):
-        raise ArtifactError(
-            f"{path / CONFIG}: a mixture of experts whose activations are quantized by "
-            f"{activations.strategy}; expected by token, at run time"
+    inputs = schemes[0].input_activations
+    if inputs is not None and (inputs.dynamic, inputs.strategy) != (True, "token"):
+        return (
+            f"whose activations are quantized by {inputs.strategy}; expected by token, at run time"
         )
-    scheme.format = scheme.format or said.format
-    return scheme
+    return None
 
 
 def _dequantized(stored: dict[str, Any], scheme: Any) -> tuple[dict[str, Any], set[str]]:
@@ -202,12 +217,34 @@ def _check_said(said: Any, modules: Collection[str], quantized: set[str], path: 
             )
 
 
-def _round_inputs(
-    modules: dict[str, Any], quantized: set[str], rounded: Rounding, path: Path
-) -> None:
-    for name, module in modules.items():
-        if name in quantized:
-            module.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
+def _sources(network: Any, state: Collection[str]) -> dict[str, str]:
+    """Return the module in the files of each linear layer of a network, by its name in memory.
+
+    A layer that the files do not store, such as a tied output layer, has its own name.
+    """
+    memory_name = memory_names(network)
+    linear = [
+        name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)
+    ]
+    found = {name: name for name in linear}
+    for stored in state:
+        name, _, converter = memory_name(stored)
+        first, *others = converter.target_patterns if converter is not None else [""]
+        for one in [name, *(name.replace(first, other) for other in others)]:
+            if (module := one.removesuffix(".weight")) != one and module in found:
+                found[module] = stored.removesuffix(".weight")
+    return found
+
+
+def _round_inputs(network: Any, names: Collection[str], rounded: Rounding) -> None:
+    for name in names:
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda _, given: (rounded(given[0]), *given[1:])
+        )
+
+
+def _round_experts(network: Any, rounded: Rounding, path: Path) -> None:
+    for name, module in network.named_modules():
         if name.endswith(".experts") and hasattr(module, "gate_up_proj"):
             plain = getattr(module, "has_gate", False) and module.is_concatenated
             if not plain or module.has_bias or module.is_transposed:

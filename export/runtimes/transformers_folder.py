@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from export.quantize.experts import has_quantized_experts, load_quantized_experts
+from export.runtimes.quantized_folder import load_quantized, scheme_here
 from export.runtimes.scores import OpenedForm
 from export.weights.families import is_left_out
 from export.weights.tensor_file import read_tensor_file
@@ -93,11 +92,13 @@ def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # ours is shown
-    load: Callable[..., tuple[Any, Any]] = served_class(path).from_pretrained
-    if has_quantized_experts(path):
 
-        def load(folder: Path, **_: Any) -> tuple[Any, Any]:
-            return load_quantized_experts(folder, **options)
+    def load(folder: Path, **given: Any) -> tuple[Any, Any]:
+        scheme = scheme_here(folder)
+        if scheme is not None:
+            return load_quantized(folder, scheme, **options)
+        found: tuple[Any, Any] = served_class(folder).from_pretrained(folder, **given)
+        return found
 
     network = load_network(
         path,
@@ -107,32 +108,7 @@ def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
         ignores=lambda network, name: is_left_out(network.config.to_dict(), name),
         **options,
     )
-    for module in network.modules():
-        scheme = getattr(module, "quantization_scheme", None)
-        inputs = scheme.input_activations if scheme is not None else None
-        if inputs is not None and inputs.strategy == "token":
-            _scale_each_token(module)
     return network, load_tokenizer(path)
-
-
-def _scale_each_token(module: Any) -> None:
-    """Let compressed-tensors 0.17 round each token of a layer's input with its own scale.
-
-    It gives a scale to each place in the first two dimensions of the input. In latent attention
-    (MiniCPM 3, Youtu) these are the batch and a dimension of size 1: all tokens would share a
-    scale, and each token's rounding would depend on the tokens after it.
-    """
-    shapes = []
-
-    def flatten(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        shapes.append(given[0].shape)
-        return (given[0].reshape(1, -1, given[0].shape[-1]), *given[1:])
-
-    def restore(_: Any, __: Any, result: torch.Tensor) -> torch.Tensor:
-        return result.reshape(*shapes.pop()[:-1], -1)
-
-    module.register_forward_pre_hook(flatten)
-    module.register_forward_hook(restore)
 
 
 def sampling_defaults(path: Path) -> dict[str, float]:

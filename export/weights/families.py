@@ -11,7 +11,10 @@ HEAD = "lm_head"
 """Name of the output layer."""
 NEOX_HEAD = "embed_out"
 """Name of the output layer in the files of GPT-NeoX; transformers 5 says `lm_head` in memory."""
-OTHER_HEADS = {"biogpt": "output_projection", "modernbert-decoder": "decoder"}
+OTHER_HEADS = {
+    "biogpt": "output_projection", "gpt_neox_japanese": "embed_out",
+    "modernbert-decoder": "decoder",
+}  # fmt: skip
 """Name of the output layer in memory, by `model_type`, of families that tie and do not store it."""
 TIED_IN_VLLM = frozenset({
     "cohere", "cohere2", "cohere2_moe", "gemma2", "gemma3n_text", "lfm2", "lfm2_moe", "zamba2",

@@ -21,6 +21,16 @@ DAMAGE = (
 safetensors, huggingface_hub and tokenizers come on top; see `damage_named`."""
 
 
+DOWNLOAD_AGAIN = (
+    "Expected config.json and complete safetensors files of a causal language model. Download the "
+    "model again if files were cut short."
+)
+SERVE_QUANTIZED = (
+    "The model is quantized, and transformers cannot load every family in every scheme. Try: serve "
+    "it with vLLM and give --url, or take the model that it was quantized from. Download it again "
+    "if files were cut short."
+)
+
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 """Number formats of weights that are not quantized, as safetensors names them."""
 
@@ -84,16 +94,16 @@ def load_network(
             "--out DIR",
         )
     load = load or transformers.AutoModelForCausalLM.from_pretrained
-    if is_left_over(folder, read_json(folder / CONFIG, ModelConfig)):
+    config = read_json(folder / CONFIG, ModelConfig)
+    hint = DOWNLOAD_AGAIN
+    if is_left_over(folder, config):
         options["config"] = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
         del options["config"].quantization_config
-    with damage_named(
-        f"{what}: transformers cannot load it",
-        "Expected config.json and complete safetensors files of a causal language model. Download "
-        "the model again if files were cut short.",
-    ):
+    elif config.get("quantization_config"):
+        hint = SERVE_QUANTIZED
+    with damage_named(f"{what}: transformers cannot load it", hint):
         network, info = load(
             folder,
             dtype=dtype,

@@ -54,6 +54,21 @@ MIXTURES: dict[str, Callable[[], Any]] = {
     ),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**SIZES, **EXPERTS, head_dim=64),
 }
+DENSE: dict[str, Callable[[], Any]] = {
+    "nanochat": lambda: transformers.NanoChatConfig(**SIZES),
+    "mamba2": lambda: transformers.Mamba2Config(
+        **families.SMALL, num_heads=8, head_dim=16, n_groups=1, state_size=16
+    ),
+    "recurrent-gemma": lambda: transformers.RecurrentGemmaConfig(
+        **{**SIZES, "num_hidden_layers": 3}, head_dim=64
+    ),
+    "gpt-neox": lambda: transformers.GPTNeoXConfig(**{**SIZES, "num_hidden_layers": 3}),
+    "hrm": lambda: transformers.HrmTextConfig(**SIZES, H_cycles=1, L_cycles=1),
+}
+LOADED_HERE = [
+    ("nanochat", "w4a16"), ("mamba2", "w4a16"), ("recurrent-gemma", "w4a16"), ("gpt-neox", "int8"),
+    ("hrm", "int8"), ("hrm", "w4a16"),
+]  # fmt: skip
 ROUTERS = {
     "mixtral": ["block_sparse_moe.gate"], "olmoe": ["mlp.gate"], "qwen3_moe": ["mlp.gate"],
     "qwen2_moe": ["mlp.gate", "mlp.shared_expert_gate"],
@@ -195,7 +210,20 @@ def by_hand(path: Path, name: str, out: Path) -> Any:
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("family", MIXTURES)
 def test_what_is_computed_is_codes_times_scales(family: str, name: str, tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", family)
+    check_computed(make_base(tmp_path / "base", family), name, tmp_path)
+
+
+@pytest.mark.parametrize(("family", "name"), LOADED_HERE)
+def test_families_that_transformers_does_not_load_quantized_are_proven(
+    family: str, name: str, tmp_path: Path
+) -> None:
+    """transformers 5.19 ends with an error in the first three, and renames or splits layers of the
+    others without their scales."""
+    config = DENSE[family]()
+    check_computed(families.save_random(tmp_path / "base", config, torch.bfloat16), name, tmp_path)
+
+
+def check_computed(base: Path, name: str, tmp_path: Path) -> None:
     made = run_quantize(base, name, tmp_path / "out")
     network, _ = load_model(made.path)
     found = families._logits(network, families.VOCABULARY).log_softmax(-1)
@@ -203,7 +231,7 @@ def test_what_is_computed_is_codes_times_scales(family: str, name: str, tmp_path
     expected = families._logits(hand, families.VOCABULARY).log_softmax(-1)
     exact = families.merged_logits(base).log_softmax(-1)
     difference, rounding = (found - expected).abs(), (found - exact).abs()
-    assert rounding.mean() > 1e-3
+    assert rounding.mean() > 5e-4
     if name == "w4a16":
         assert difference.max() < 1e-4
     else:
