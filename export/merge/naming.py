@@ -10,7 +10,7 @@ names in the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from export.merge.adapter import PREFIX, Adapter, AdapterTensor
 from export.merge.methods.saved_modules import WRAPPER
 from export.merge.methods.targets import without_wrappers
 from export.weights.families import HEAD
+from export.weights.memory_names import memory_names
 from export.weights.model_folder import ModelFolder
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
@@ -128,11 +129,12 @@ def _num_missing(naming: Naming, tensors: Sequence[AdapterTensor]) -> int:
 def plain_naming(adapter: Adapter, base: ModelFolder) -> Naming:
     """Return the names by rules only.
 
-    A base that was saved without its head drops the first component of each name. An adapter of the
-    text half of a model of text and pictures does not name that half. The files of Mixtral and of
-    GPT-NeoX have other names for a block or the output layer than memory has. Experts are fused in
-    memory unless the adapter names them one by one, as transformers 4 did. A tied output layer has
-    a name in memory too.
+    A base that was saved without its head drops the first component of each name, and an adapter
+    that was trained without the head, such as an embedding model's, does not know it. An adapter of
+    the text half of a model of text and pictures does not name that half. The files of Mixtral and
+    of GPT-NeoX have other names for a block or the output layer than memory has. Experts are fused
+    in memory unless the adapter names them one by one, as transformers 4 did. A tied output layer
+    has a name in memory too.
     """
     names = [entry.name.removeprefix(PREFIX) for entry in adapter.weights.entries]
     weights = [_weight_of(tensor) for tensor in adapter.tensors()]
@@ -146,6 +148,7 @@ def plain_naming(adapter: Adapter, base: ModelFolder) -> Naming:
         ),
         "",
     )
+    backbone = _first_component(files, weights) if not prefix else ""
     old_blocks = any(".block_sparse_moe." in name for name in names)
     one_by_one = any(re.search(r"\.experts\.\d+\.", name) for name in names)
     stored_head = base.head.removesuffix(".weight")
@@ -159,13 +162,13 @@ def plain_naming(adapter: Adapter, base: ModelFolder) -> Naming:
         fused = None if one_by_one else _fused_name(name)
         if fused is not None:
             parameter, number, part = fused
-            parts = experts.setdefault(f"{prefix}{parameter}", {})
+            parts = experts.setdefault(f"{prefix}{parameter.removeprefix(backbone)}", {})
             parts.setdefault(part, []).append((number, stored))
         elif stored == base.head:
             tensors[f"{head}.weight"] = stored
         else:
             called = name if old_blocks else name.replace(".block_sparse_moe.", ".mlp.")
-            tensors[f"{prefix}{called}"] = stored
+            tensors[f"{prefix}{called.removeprefix(backbone)}"] = stored
     if base.is_tied and base.embedding is not None:
         tensors.setdefault(f"{head}.weight", base.head)
     joined = {
@@ -174,6 +177,20 @@ def plain_naming(adapter: Adapter, base: ModelFolder) -> Naming:
         for order in [next(three for _, _, three in EXPERT_LAYOUTS if parts.keys() <= set(three))]
     }
     return Naming(tensors, {name: one for name, one in joined.items() if one is not None})
+
+
+def _first_component(files: Collection[str], weights: Sequence[str]) -> str:
+    """Return the first component of the names in the files that an adapter's names lack, with its
+    dot; empty if they lack none."""
+    first = {f"{name.partition('.')[0]}." for name in files}
+    lacking = (
+        one
+        for weight in weights
+        if weight not in files
+        for one in sorted(first)
+        if f"{one}{weight}" in files
+    )
+    return next(lacking, "")
 
 
 def _text_half(base: ModelFolder) -> dict[str, str]:
@@ -247,45 +264,31 @@ def library_namings(base: ModelFolder) -> Iterator[Naming]:
 
 
 def _naming_of(base: ModelFolder, network: Any) -> Naming:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    transforms = get_model_conversion_mapping(network)
-    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-    converters = {
-        pattern: one
-        for one in transforms
-        if isinstance(one, WeightConverter)
-        for pattern in one.source_patterns
-    }
+    memory_name = memory_names(network)
     in_memory = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     tensors: dict[str, str] = {}
     fused: dict[str, FusedExperts] = {}
     parts: dict[str, dict[str, list[tuple[int, str]]]] = {}
+    patterns: dict[str, list[str]] = {}
     for stored, entry in base.tensors.items():
-        name, pattern = rename_source_key(
-            stored, renamings, list(dict.fromkeys(converters.values())),
-            network.base_model_prefix, in_memory,
-        )  # fmt: skip
-        if name not in in_memory or (pattern is None and entry.shape != in_memory[name]):
+        name, pattern, converter = memory_name(stored)
+        if name not in in_memory or (converter is None and entry.shape != in_memory[name]):
             continue
-        kind = _kind(converters[pattern]) if pattern else "renamed"
+        kind = _kind(converter) if converter is not None else "renamed"
         match = IN_EXPERT.fullmatch(stored)
-        if kind == "joined" and match is not None and pattern is not None:
+        if kind == "joined" and match is not None:
+            patterns[name] = converter.source_patterns
             parts.setdefault(name, {}).setdefault(pattern, []).append((int(match[2]), stored))
         elif len(entry.shape) == 3 and ".experts." in name and kind in ("renamed", "turned"):
             module = network.get_submodule(name.rpartition(".")[0])
             as_in_memory = kind == "renamed" or (
-                entry.shape == in_memory[name] and converters[str(pattern)].operations[0].check_dims
+                entry.shape == in_memory[name] and converter.operations[0].check_dims
             )
             fused[name] = _stacked(base, stored, module, as_in_memory)
         elif kind == "renamed":
             tensors[name] = stored
     for name, found in parts.items():
-        order = [
-            found[one] for one in converters[next(iter(found))].source_patterns if one in found
-        ]
-        joined = _joined(base, order)
+        joined = _joined(base, [found[one] for one in patterns[name] if one in found])
         if joined is not None and in_memory[name] == (
             joined.num_experts, joined.num_out, joined.num_in
         ):  # fmt: skip

@@ -16,10 +16,11 @@ from serving.supervisor.ports import reachable
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ArtifactError
 from tuneline.models.classifier import is_classifier
+from tuneline.models.companion_files import MODULES
 from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.schemas import ModelConfig
 from tuneline.models.source import ModelSource
-from tuneline.models.vectors import MODULES, read_recipe
+from tuneline.models.vectors import read_recipe
 
 SCORES = frozenset({"pooling", "classify", "score"})
 VECTORS = frozenset({"pooling", "embeddings", "score"})

@@ -31,6 +31,12 @@ PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 
+MODULES = "modules.json"
+SENTENCE_FILES = (MODULES, "sentence_bert_config.json", "config_sentence_transformers.json")
+SENTENCE_FOLDERS = ("[0-9]_*/*.json", "[0-9]_*/*.safetensors")
+"""The files with which sentence-transformers makes a vector of a model's states: the list of
+modules, and a folder such as `1_Pooling` for each."""
+
 PROCESSOR_TEMPLATE = "chat_template.json"
 """The template of a processor, as transformers 4 wrote it; it has priority over a `.jinja` file."""
 NAMED_TEMPLATES = "additional_chat_templates"
@@ -104,7 +110,7 @@ def check_companions(base: Path, adapter: Path) -> None:
     for path in {*_companions(base, adapter), *named}:
         if path.suffix == ".jinja":
             _read_text(path)
-        elif path.suffix == ".json":
+        elif path.suffix == ".json" and path.name != MODULES:
             read_json(path, FORMS.get(path.name))
 
 
@@ -131,16 +137,17 @@ def copy_companions(base: Path, adapter: Path, out: Path) -> None:
     """Copy the files that a model needs next to its weights and config.json.
 
     All tokenizer files come from the adapter's folder if that has any, else from the base: the two
-    are never mixed. The same applies to the chat templates. generation_config comes from the
-    adapter's folder, else from the base. If the base names a tokenizer class of its own, the copy
-    keeps that name. Licence and notices come from the base. Keys that name code are left out.
+    are never mixed. The same applies to the chat templates and to the modules of
+    sentence-transformers. generation_config comes from the adapter's folder, else from the base. If
+    the base names a tokenizer class of its own, the copy keeps that name. Licence and notices come
+    from the base. Keys that name code are left out.
 
     Raises:
         ArtifactError: A file cannot be read, or its content does not fit the schema.
     """
     check_companions(base, adapter)
     for source in _companions(base, adapter):
-        folder = out / NAMED_TEMPLATES if source.parent.name == NAMED_TEMPLATES else out
+        folder = out if source.parent in (base, adapter) else out / source.parent.name
         folder.mkdir(exist_ok=True)
         copy_without_code(source, folder, base)
     copy_licenses(base, out)
@@ -157,6 +164,9 @@ def _companions(base: Path, adapter: Path) -> list[Path]:
     found = [base / name for name in PROCESSOR_FILES]
     found += [tokenizer / name for name in TOKENIZER_FILES]
     found.append(_first(adapter, base, GENERATION_CONFIG))
+    pooled = adapter if (adapter / MODULES).is_file() else base
+    found += [pooled / name for name in SENTENCE_FILES]
+    found += [path for pattern in SENTENCE_FOLDERS for path in sorted(pooled.glob(pattern))]
     found += _template_files(adapter) or ([] if chat_template(adapter) else _template_files(base))
     return [path for path in found if path.is_file()]
 

@@ -18,7 +18,7 @@ from tuneline.core.files import MANIFEST
 from tuneline.core.lock import locked_file
 from tuneline.core.progress import reading
 from tuneline.models.adapter_config import ADAPTER_CONFIG
-from tuneline.models.companion_files import NAMED_TEMPLATES
+from tuneline.models.companion_files import NAMED_TEMPLATES, SENTENCE_FOLDERS
 from tuneline.models.folder import CONFIG, read_json, weight_files
 from tuneline.models.schemas import ModelConfig
 
@@ -30,7 +30,7 @@ REMEMBERED_BYTES = 16 * 2**20
 # Weights as safetensors, configuration and tokenizer; never pickles, never code.
 MODEL_FILES = (
     "*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model",
-    f"{NAMED_TEMPLATES}/*.jinja",
+    f"{NAMED_TEMPLATES}/*.jinja", *SENTENCE_FOLDERS,
 )  # fmt: skip
 # Mistral's repositories hold the weights a second time under names that transformers does not read.
 SECOND_WEIGHTS = "consolidated*.safetensors"
@@ -44,7 +44,15 @@ CARD_FILES = (
 DOWNLOADED = {
     "allow_patterns": [*MODEL_FILES, *CARD_FILES],
     # A `*` of the Hub also matches a `/`; gpt-oss has its weights a second time in `original/`.
-    "ignore_patterns": [SECOND_WEIGHTS, *(f"*/{one}" for one in MODEL_FILES if one != "*.jinja")],
+    "ignore_patterns": [
+        SECOND_WEIGHTS,
+        *(
+            f"{folder}/{one}"
+            for folder in ("[!0-9]*", "[0-9][!_]*")
+            for one in MODEL_FILES
+            if one.startswith("*") and one != "*.jinja"
+        ),
+    ],
 }
 """The files of a repository on the Hub that are downloaded."""
 

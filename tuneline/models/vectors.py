@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.core.errors import ArtifactError
+from tuneline.models.companion_files import MODULES
 from tuneline.models.folder import CONFIG, WEIGHTS, read_json
 from tuneline.models.load import damage_named, load_network
 from tuneline.models.schemas import ModelConfig
@@ -23,7 +24,6 @@ from tuneline.models.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODULES = "modules.json"
 TEXT_CLASSES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ChatModel")
 """How the names of classes that write text end."""
 

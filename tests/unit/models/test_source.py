@@ -53,6 +53,10 @@ def test_a_digest_covers_named_templates_and_no_second_weights(tmp_path: Path) -
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     assert folder_digest(tmp_path) != before
+    before = folder_digest(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text("{}")
+    assert folder_digest(tmp_path) != before
 
 
 @pytest.mark.parametrize(
@@ -63,6 +67,9 @@ def test_a_digest_covers_named_templates_and_no_second_weights(tmp_path: Path) -
         ("additional_chat_templates/tool_use.jinja", True), ("original/config.json", False),
         ("consolidated-00001-of-00002.safetensors", False), ("pytorch_model.bin", False),
         ("original/model.safetensors", False), ("modeling.py", False),
+        ("1_Pooling/config.json", True), ("2_Dense/model.safetensors", True),
+        ("2_Dense/pytorch_model.bin", False), ("onnx/config.json", False),
+        ("4bit/model.safetensors", False),
     ],
 )  # fmt: skip
 def test_only_the_files_of_the_model_are_downloaded(name: str, is_taken: bool) -> None:

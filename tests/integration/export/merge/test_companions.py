@@ -14,6 +14,7 @@ from tests.integration.export import families
 from tests.integration.export.merging import edit_json
 from tuneline.models.source import resolve_model
 from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.vectors import read_recipe
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -45,6 +46,36 @@ def test_the_trained_files_go_with_the_model(base: Path, adapter: Path, tmp_path
     assert loaded.generation_config.eos_token_id == [2, 7]
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == "trained {{ messages }}"
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_modules_of_sentence_transformers_go_with_the_model(
+    base: Path, adapter: Path, tmp_path: Path, trained: bool
+) -> None:
+    """Without them, a server would pool the states of the tokens in another way."""
+    for folder in [base, adapter] if trained else [base]:
+        places = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+        modules = [
+            {"path": place, "type": f"sentence_transformers.models.{kind}"}
+            for place, kind in places.items()
+        ]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+        (folder / "2_Dense").mkdir()
+        (folder / "2_Dense" / "config.json").write_text('{"in_features": 64}')
+        (folder / "2_Dense" / "model.safetensors").write_bytes(str(folder).encode())
+        (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"a pickle")
+    out = merged(base, adapter, tmp_path)
+    named = [path.relative_to(out).as_posix() for path in out.glob("[0-9]_*/*")]
+    assert sorted(named) == [
+        "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors",
+    ]  # fmt: skip
+    source = adapter if trained else base
+    for name in ["modules.json", *named]:
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    recipe = read_recipe(out)
+    assert (recipe.pooling, recipe.dense) == ("mean", ("2_Dense",))
 
 
 def test_what_the_adapter_lacks_comes_from_the_base(

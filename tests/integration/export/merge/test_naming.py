@@ -345,6 +345,38 @@ def test_names_that_only_the_files_have_are_not_demanded(tmp_path: Path) -> None
     assert_only_changed(base, merged.path, ("q_proj", "shared_mlp."))
 
 
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("llama", ["q_proj", "down_proj"]),
+        ("qwen3", ["v_proj", "embed_tokens"]),
+        ("mixtral", ["q_proj"]),
+    ],
+)
+def test_an_adapter_of_an_embedding_model_is_merged(
+    family: str, targets: list[str], tmp_path: Path
+) -> None:
+    """sentence-transformers trains the model without its output layer, so the adapter's names lack
+    the first component of the names in the files."""
+    base = families.save_random(tmp_path / "base", families.FAMILIES[family](), torch.float32)
+    options: dict[str, Any] = {"target_modules": targets, "task_type": "FEATURE_EXTRACTION"}
+    if family == "mixtral":
+        options["target_parameters"] = ["mlp.experts.gate_up_proj"]
+    loader = transformers.AutoModel
+    adapter = make_adapter(tmp_path / "adapter", base, loader, **options)
+    assert "base_model.model.layers.0.self_attn" in str([*tensors(adapter)])
+    merged = run_merge(base, adapter, tmp_path / "out")
+    ids = torch.arange(9)[None]
+    live = peft.PeftModel.from_pretrained(loader.from_pretrained(base), adapter).eval()
+    with torch.inference_mode():
+        before, expected, found = (
+            model(input_ids=ids).last_hidden_state
+            for model in (loader.from_pretrained(base), live, loader.from_pretrained(merged.path))
+        )
+    assert (expected - before).abs().max() > 0.01
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_a_resized_model_of_text_and_pictures_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", "gemma3")
     edit_json(base / "config.json", vocab_size=320)
