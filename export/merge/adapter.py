@@ -146,7 +146,9 @@ def parse_key(adapter: Adapter, key: str) -> tuple[str, Part]:
             )
     raise ArtifactError(
         f"{where}: {key}: is a tensor of an unknown kind; expected names such as "
-        f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
+        f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight",
+        hint="peft does not load such a name either, and warns. Try: save the adapter with peft's "
+        "save_pretrained, not as a state_dict.",
     )
 
 

@@ -37,7 +37,14 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
             f"{path}: no such file; expected a PEFT adapter folder",
             hint=f"Try: {', or '.join(str(one.parent) for one in below)}" if below else None,
         )
-    return read_json(path)
+    config = read_json(path)
+    if "peft_type" not in config and "fine_tune_type" in config:
+        raise ArtifactError(
+            f"{path}: is of an adapter of mlx-lm; expected a PEFT adapter",
+            hint=f"Try: mlx_lm.fuse --model BASE --adapter-path {folder} --save-path OUT, and take "
+            "OUT as the model. mlx_lm.fuse --help names the option that dequantizes the base.",
+        )
+    return config
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

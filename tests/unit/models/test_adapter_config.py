@@ -36,6 +36,14 @@ def test_an_adapter_one_level_below_is_named(tmp_path: Path) -> None:
     assert caught.value.hint == f"Try: {tmp_path / 'style'}, or {tmp_path / 'tone'}"
 
 
+def test_an_adapter_of_mlx_lm_is_named(tmp_path: Path) -> None:
+    written = {"fine_tune_type": "lora", "lora_parameters": {"rank": 8}, "num_layers": 16}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(written))
+    with pytest.raises(ArtifactError, match="adapter of mlx-lm; expected a PEFT") as caught:
+        read_adapter_config(tmp_path)
+    assert f"mlx_lm.fuse --model BASE --adapter-path {tmp_path}" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (48, 64), (300, 320), (512, 512)]
 )
