@@ -8,7 +8,7 @@ from loadtest.config import SLO
 from loadtest.judging.intervals import lies_below, num_to_tell_share
 from loadtest.judging.latency import INFINITE
 from loadtest.judging.statistics import Statistics, objective_name
-from loadtest.percentiles import name_of
+from loadtest.percentiles import name_of, num_needed
 from loadtest.report.part import Distribution, Share
 from loadtest.report.schema import Objective, Throughput
 from tuneline.core.verdict import Verdict
@@ -87,18 +87,21 @@ def latency_objective(
     value = found.at(q)
     if value is None:
         withheld = found.withheld.get(name_of(q), "")
+        is_infinite = withheld == INFINITE
         return Objective(
             name=name,
             limit=limit,
             measured=None,
             unit="s",
             n=found.n,
-            verdict=Verdict.FAIL if withheld == INFINITE else Verdict.INCONCLUSIVE,
+            verdict=Verdict.FAIL if is_infinite else Verdict.INCONCLUSIVE,
             reason=f"{withheld} (N = {found.n})",
+            # Without any value, more requests may have none either.
+            num_needed=None if is_infinite or not found.n else num_needed(q),
         )
     reason = f"{value:.4g} s; at most {limit:g} s is allowed (N = {found.n})"
     noun = "conversations" if metric.startswith("session_") else "requests"
-    num_needed = None
+    needed = None
     verdict: Verdict
     if _is_least(within, q / 100):
         verdict = Verdict.PASS
@@ -112,8 +115,8 @@ def latency_objective(
             f"{q:g} % must"
         )
     if verdict == Verdict.INCONCLUSIVE:
-        num_needed = _num_to_tell(within, q / 100)
-        reason += _needed(num_needed, noun)
+        needed = _num_to_tell(within, q / 100)
+        reason += _needed(needed, noun)
     return Objective(
         name=name,
         limit=limit,
@@ -122,7 +125,7 @@ def latency_objective(
         n=found.n,
         verdict=verdict,
         reason=reason,
-        num_needed=num_needed,
+        num_needed=needed,
     )
 
 

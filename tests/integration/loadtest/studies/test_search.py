@@ -369,11 +369,14 @@ def test_a_search_over_conversations_counts_conversations(known: Any, tmp_path: 
     )
     artifact = search_rate(
         settings, known.endpoint, tmp_path / "a", prompts=[talk], start_rps=20.0, max_rps=20.0,
-        num_requests=30,
+        num_requests=5,
     )  # fmt: skip
     report = report_of(artifact)
     assert report["arrivals"] == "conversations"
-    assert report["probes"][0]["num_requests"] == 4 * 30
+    # 29 requests judge a p90: 8 conversations of four turns, and twice as many are sent.
+    counts = [probe["num_requests"] for probe in report["probes"]]
+    assert counts[:2] == [4 * 5, 4 * 16]
+    assert report["probes"][1]["verdict"] == "PASS", report["probes"][1]["problems"]
     page = report_text(artifact, "html")
     assert "conversations/s" in page
     assert "requests/s" not in page
@@ -384,6 +387,24 @@ def test_limits_of_good_requests_are_not_an_objective() -> None:
         require_objective(config(slo={"goodput_ttft_s": 0.5}), 300)
     assert caught.value.hint == "Try: --set loadtest.slo.min_goodput_share=0.9"
     require_objective(config(slo={"goodput_ttft_s": 0.5, "min_goodput_share": 0.9}), 300)
+
+
+@pytest.mark.parametrize(
+    ("slo", "needed"),
+    [
+        ({"session_s": {"p90": 5.0}}, 29),
+        ({"ttft_s": {"p50": 0.5}, "max_session_error_rate": 0.1}, 35),
+        ({"ttft_s": {"p99": 0.5}, "max_error_rate": 0.01}, 1),
+    ],
+)
+def test_too_few_conversations_are_refused_for_objectives_on_them(
+    slo: dict[str, Any], needed: int
+) -> None:
+    talks = config(slo=slo, workload={"sessions": {}})
+    require_objective(talks, needed)
+    if needed > 1:
+        with pytest.raises(ConfigError, match=f"{needed - 1} conversations a probe cannot judge"):
+            require_objective(talks, needed - 1)
 
 
 def test_a_search_that_its_own_client_limits_says_so(known: Any, tmp_path: Path) -> None:
