@@ -329,12 +329,22 @@ def cross_check(
     scenario = next((s for s in config.scenarios if s.loop == "open"), None)
     if scenario is None:
         raise ConfigError("the cross-check needs an open-loop scenario", hint="Try: --rate 2")
-    if config.workload.source in ("synthetic", "mooncake"):
-        raise ConfigError(
-            f"the cross-check sends chat messages; workload.source: {config.workload.source} has "
-            "token ids",
-            hint="Try: --set loadtest.workload.source=prompts",
-        )
+    workload = config.workload
+    for is_unfit, what, hint in (
+        (
+            workload.source in ("synthetic", "mooncake"),
+            f"source: {workload.source}",
+            "source=prompts",
+        ),
+        (workload.route != "chat", f"route: {workload.route}", "route=chat"),
+        (workload.sessions is not None, "sessions", "sessions=null"),
+    ):
+        if is_unfit:
+            raise ConfigError(
+                "the cross-check sends single requests of chat messages; expected no "
+                f"workload.{what}",
+                hint=f"Try: --set loadtest.workload.{hint}",
+            )
     with load_target(chosen) as target:
         found = check_with_openai(target.config, scenario, target.endpoint, prompts=target.prompts)
     document = {

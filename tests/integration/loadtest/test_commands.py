@@ -359,6 +359,19 @@ def test_the_openai_client_reads_the_same_tokens(known: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("setting", "words"),
+    [("route=responses", "workload.route: responses"), ("sessions.think_s.mean=1", "sessions")],
+)
+def test_the_cross_check_names_the_requests_that_it_does_not_send(
+    known: Any, tmp_path: Path, setting: str, words: str
+) -> None:
+    options = ("--rate", "20", "--set", f"loadtest.workload.{setting}")
+    refused = tuneline("cross-check", *at(known), *options, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert words in refused.stderr
+
+
+@pytest.mark.parametrize(
     "options",
     [
         ("--duration", "inf", "--out", "x"),
