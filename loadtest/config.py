@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from loadtest.arrivals.table import ARRIVALS, option_problems
 from loadtest.percentiles import percentile_of
 from loadtest.secret_keys import header_problem, secret_key
-from loadtest.workload_config import WorkloadConfig
+from loadtest.workload_config import POOLED, WorkloadConfig
 from tuneline.core.config import StrictModel, apply_override, validate_config
 from tuneline.core.errors import ConfigError
 from tuneline.core.tolerances import Tolerances
@@ -127,6 +127,13 @@ class SLO(StrictModel):
     def has_goodput(self) -> bool:
         limits = (self.goodput_ttft_s, self.goodput_tpot_s, self.goodput_e2e_s)
         return any(limit is not None for limit in limits)
+
+    @property
+    def of_tokens(self) -> list[str]:
+        """Return the names of the given objectives on output tokens and their times."""
+        found = [name for name in ("ttft_s", "tpot_s", "worst_gap_s") if getattr(self, name)]
+        bounds = ("min_output_throughput_tps", "goodput_ttft_s", "goodput_tpot_s")
+        return found + [name for name in bounds if getattr(self, name) is not None]
 
     @property
     def times_of_requests(self) -> list[tuple[str, float]]:
@@ -315,8 +322,15 @@ class LoadTestConfig(StrictModel):
             raise ValueError("ignore_eos is not a parameter of route: messages")
         if route != "chat" and self.answers is not None:
             raise ValueError("answers are compared over route: chat")
+        unfit = [f"slo.{name}" for slo in slos for name in slo.of_tokens]
+        unfit += ["ignore_eos"] if self.ignore_eos else []
+        if self.cancellations is not None and self.cancellations.after_tokens is not None:
+            unfit.append("cancellations.after_tokens")
+        if route in POOLED and unfit:
+            raise ValueError(f"route: {route} answers without tokens: remove {', '.join(unfit)}")
         ours = {"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "n"}
         ours |= {"input", "max_output_tokens", "system"} if route != "chat" else set()
+        ours |= {"text_1", "text_2", "query", "documents"} if route in POOLED else set()
         ours |= {"tools"} if self.workload.tools else set()
         if secret := secret_key(self.extra_body):
             raise ValueError(

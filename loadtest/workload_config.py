@@ -13,6 +13,10 @@ FILES = ("sharegpt", "mooncake", "messages", "otel", "weka")
 """Sources that read a file."""
 TOKEN_IDS = ("synthetic", "mooncake", "weka")
 """Sources of token ids."""
+POOLED = ("embeddings", "pooling", "classify", "score", "rerank")
+"""Routes that answer with vectors or scores, not with tokens."""
+OF_CHATS = ("output_tokens", "prefix_hit_rate", "sessions", "tools", "images")
+"""Keys that need a route of chats."""
 ONLY_SESSIONS = ("messages", "otel", "weka")
 """Sources that only hold conversations."""
 
@@ -118,9 +122,12 @@ class WorkloadConfig(StrictModel):
     as history. Otherwise a request holds a whole conversation (`sharegpt`: its first turn)."""
     sessions: SessionsConfig | None = None
     """Conversations as the unit of arrival."""
-    route: Literal["chat", "responses", "messages"] = "chat"
-    """The route that is asked: `/v1/chat/completions`, `/v1/responses` or `/v1/messages`. Sources
-    of token ids ask `/v1/completions`."""
+    route: Literal[
+        "chat", "responses", "messages", "embeddings", "pooling", "classify", "score", "rerank"
+    ] = "chat"
+    """The route that is asked: `/v1/chat/completions`, `/v1/responses` or `/v1/messages`; for
+    vectors and scores `/v1/embeddings`, `/pooling`, `/classify`, `/score` or `/v1/rerank`. Sources
+    of token ids ask `/v1/completions`, or one of the routes that take an `input`."""
     tools: list[dict[str, Any]] | None = None
     """Tools of every request, in the form of OpenAI's chat route; other routes get their own
     form."""
@@ -153,8 +160,12 @@ class WorkloadConfig(StrictModel):
                 f"shared_prefix_tokens is {shared}; expected less than input_tokens.mean, "
                 f"{length.mean:g}, or the prompts of a group are equal"
             )
-        if self.route != "chat" and self.source in TOKEN_IDS:
+        takes_ids = self.route in ("chat", "embeddings", "pooling", "classify")
+        if self.source in TOKEN_IDS and not takes_ids:
             problems.append(f"route: {self.route} takes messages; {self.source} has token ids")
+        if self.route in POOLED:
+            unfit = [name for name in OF_CHATS if getattr(self, name) is not None]
+            problems += [f"{name} is not for route: {self.route}" for name in unfit]
         if self.tools is not None and self.source in TOKEN_IDS:
             problems.append(f"tools go with messages; {self.source} has token ids")
         problems += tool_problems(self.tools or [])

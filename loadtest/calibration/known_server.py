@@ -25,6 +25,7 @@ from typing import Any
 
 import uvloop
 
+from loadtest.calibration.known_documents import Classes, Embeddings, Poolings, Ranks, Scores
 from loadtest.calibration.known_routes import MessagesStream, ResponsesStream
 from loadtest.calibration.known_stream import FAULTS, Delays, Stream, Truth
 from loadtest.client.clocks import realtime_offset_ns
@@ -37,6 +38,11 @@ STREAMS: dict[str, type[Stream]] = {
     "/v1/completions": Stream,
     "/v1/responses": ResponsesStream,
     "/v1/messages": MessagesStream,
+    "/v1/embeddings": Embeddings,
+    "/pooling": Poolings,
+    "/classify": Classes,
+    "/score": Scores,
+    "/v1/rerank": Ranks,
 }
 
 
@@ -271,8 +277,10 @@ class TlsServerConnection(ServerConnection):
 
 
 def _fault(body: dict[str, Any]) -> str | None:
-    messages = body.get("messages") or body.get("input")
-    text = str(messages[-1].get("content", "")) if messages else str(body.get("prompt", ""))
+    keys = ("messages", "input", "documents", "text_2", "prompt")
+    said = next((body[key] for key in keys if body.get(key)), "")
+    last = said[-1] if isinstance(said, list) else said
+    text = str(last.get("content", "") if isinstance(last, dict) else last)
     _, found, rest = text.partition("fault:")
     name = rest.split()[0] if found and rest.split() else ""
     return name if name in FAULTS else None

@@ -34,6 +34,7 @@ FAULTS = {
     "length": "a body with Content-Length in place of chunks",
     "close": "a body that ends where the connection does",
     "crlf": "events with CRLF lines, comments between them",
+    "few": "a document that lacks its last entry",
 }
 NUM_TOKENS_WITHOUT_TEXT = {"empty": 0, "stop-only": 1}
 SPLIT_PAUSE_S = 0.001

@@ -50,6 +50,8 @@ class Answer:
     """The part of the text that a history has: no reasoning, refusal or tool call."""
     calls: list[tuple[str, str]] = field(default_factory=list)
     """Names and arguments of the calls of tools, if texts are kept."""
+    num_values: int | None = None
+    """Vectors or scores of an answer of them."""
     model: str = ""
     """The model that the first event with choices names."""
 
@@ -58,6 +60,8 @@ class Events(ABC):
     """Takes the events of one response in their order, up to one that ends it. A route's own class
     reads what they say."""
 
+    is_stream = True
+    """False for a route whose answer is one document: it is the only event."""
     __slots__ = (
         "answer", "calls", "contents", "ended", "keeps_text", "num_taken", "places", "texts",
         "times",

@@ -15,7 +15,7 @@ from loadtest.client.form import asked_form
 from loadtest.client.plan import Plan
 from loadtest.client.records import UNFINISHED, Records, join_records
 from loadtest.config import CancellationsConfig, LoadTestConfig, Scenario
-from loadtest.routes.table import ROUTES
+from loadtest.routes.table import ROUTES, route_at
 from loadtest.workload.build import Workload, build_workload
 from loadtest.workload.checks import Checks
 from loadtest.workload.sessions.build import build_sessions
@@ -77,7 +77,7 @@ def make_plan(
         host=str(url.hostname),
         port=port,
         tls=url.scheme == "https",
-        head=_head(f"{url.path.rstrip('/')}/{workload.path}", str(url.hostname), port),
+        head=_head(workload.path, url.path, str(url.hostname), port),
         headers=dict(endpoint.headers),
         bodies=workload.bodies,
         body_of=workload.body_of or list(range(len(workload.bodies))),
@@ -91,7 +91,7 @@ def make_plan(
         worker=0,
         num_connections=min(num_connections, MAX_CONNECTIONS),
         num_unchecked=workload.num_unchecked,
-        route=next(name for name, one in ROUTES.items() if one.path == workload.path),
+        route=route_at(workload.path),
         form=asked_form(config.extra_body, config.workload.tools),
         sessions=workload.sessions,
         trace_ends=_trace_ends(scenario, arrivals or (), config.num_warmup_requests),
@@ -101,11 +101,13 @@ def make_plan(
     return plan, workload
 
 
-def _head(path: str, host: str, port: int) -> str:
+def _head(path: str, root: str, host: str, port: int) -> str:
+    route = ROUTES[route_at(path)]
+    accepted = "text/event-stream" if route.events.is_stream else "application/json"
     host = f"[{host}]" if ":" in host else host
     return (
-        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: tuneline\r\n"
-        "Accept: text/event-stream\r\nAccept-Encoding: identity\r\n"
+        f"POST {route.path_below(root)} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: tuneline\r\n"
+        f"Accept: {accepted}\r\nAccept-Encoding: identity\r\n"
         "Content-Type: application/json\r\nX-Request-Id: "
     )
 

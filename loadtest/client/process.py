@@ -34,8 +34,11 @@ from loadtest.client.rows import Seen, to_records
 from loadtest.client.scribe import Scribe
 from loadtest.client.self_check import MAX_THINNED, Lags, self_check_document
 from loadtest.client.session_client import SessionClient
+from loadtest.routes.table import ROUTES
 
 NICE = -10
+READS_PER_DOCUMENT = 16
+"""A read of a document has up to 16 KiB: as many bytes as so many reads of a token or more."""
 POOL_LEAD_S = 1.0
 """How long before a start that all pods share the connections are opened anew."""
 
@@ -105,6 +108,8 @@ async def _run(
     client = (Client if plan.sessions is None else SessionClient)(plan, key, counters)
     if spill is not None and plan.sessions is None:
         path, most = Path(spill["path"]), int(spill["most_reads"])
+        if not ROUTES[plan.route].events.is_stream:
+            most //= READS_PER_DOCUMENT
         client.scribe = Scribe(plan, path, client.ended, client.clock_offsets, most)
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, client.stop)

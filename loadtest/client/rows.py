@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from loadtest.client.plan import Plan
 from loadtest.client.records import CANCELLED, FAILED, LEFT, SUCCEEDED, UNFINISHED, Records
 from loadtest.client.session_client import find_model_changes
 from loadtest.client.sse import parse_response
+from loadtest.routes.pooled import num_asked
 from tuneline.core.server_words import printable
 
 NEVER = np.iinfo(np.int64).min
@@ -59,6 +61,8 @@ class Seen:
     """Measured answers whose form was checked."""
     tools: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By the place of a body: the schemas of its own tools."""
+    asked: dict[int, int] = field(default_factory=dict)
+    """By the place of a body: how many vectors or scores it asks for."""
     draw: random.Random = field(default_factory=lambda: random.Random(0))
 
     def wants_text(self, plan: Plan) -> bool:
@@ -67,6 +71,8 @@ class Seen:
     def validate(self, plan: Plan, request: Request, answer: Answer) -> None:
         """Give a whole answer without the form that was asked its class of failure. The prompts of
         the reference ask for no form."""
+        if answer.num_values is not None:
+            self._compare_number(plan, request, answer)
         if plan.form is None or request.end_ns is None or plan.check_of(request.index) is not None:
             return
         if is_whole(answer):
@@ -76,6 +82,15 @@ class Seen:
                 form = {**form, "tools": self._tools(plan, request.index)}
             if (problem := form_problem(form, answer)) is not None:
                 answer.error, answer.message = problem
+
+    def _compare_number(self, plan: Plan, request: Request, answer: Answer) -> None:
+        """Give an answer with more or fewer vectors or scores than were asked its class."""
+        place = plan.body_place(request.index)
+        if place not in self.asked:
+            self.asked[place] = num_asked(json.loads(plan.bodies[place]))
+        if answer.num_values != self.asked[place] and answer.error is None:
+            answer.error = "malformed_answer"
+            answer.message = f"{answer.num_values} values; expected {self.asked[place]}"
 
     def _tools(self, plan: Plan, index: int) -> dict[str, Any]:
         """Return the schemas of a request's own tools, by their names."""
@@ -93,7 +108,8 @@ class Seen:
                 self.texts.append(answer.text[:400])
             self._check(plan, request)
             if not plan.is_warmup(request.index):
-                _tally(self.finishes, answer.finish_reason or "")
+                if answer.num_values is None:
+                    _tally(self.finishes, answer.finish_reason or "")
                 if answer.model:
                     asked = plan.name_asked(request.index)
                     _tally(self.named.setdefault(asked, Counter()), answer.model)

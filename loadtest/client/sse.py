@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Generator, Sequence
 
-from loadtest.client.answer import Answer
+from loadtest.client.answer import Answer, Events
 from loadtest.client.http1 import Framer, ProtocolError
 from loadtest.client.sse_decoder import SseDecoder
 from loadtest.routes.table import ROUTES
@@ -82,7 +82,7 @@ def parse_steps(
                     continue
             pieces: list[bytes] = []
             framer.feed(read, pieces)
-            if framer.status != 200:
+            if framer.status != 200 or not events.is_stream:
                 body += pieces
                 continue
             for piece in pieces:
@@ -93,30 +93,31 @@ def parse_steps(
             at_boundary = events.num_taken > 0 and framer.between_chunks and decoder.between_events
     except ProtocolError as error:
         answer.error, answer.message = "protocol_error", str(error)
+    whole = framer.close() if closed else framer.complete
+    if not events.is_stream and whole and framer.status == 200 and not _coding(framer):
+        events.take(b"".join(body), len(reads) - 1)
     events.settle()
     if keep_text:
         answer.text = encodable("".join(events.texts))
         answer.content = encodable("".join(events.contents))
     if answer.error is None:
-        whole = framer.close() if closed else framer.complete
-        _find_failure(answer, framer, body, whole=whole, is_stream=events.num_taken > 0)
+        _find_failure(answer, framer, body, whole=whole, events=events)
     return answer
 
 
 def _find_failure(
-    answer: Answer, framer: Framer, body: list[bytes], *, whole: bool, is_stream: bool
+    answer: Answer, framer: Framer, body: list[bytes], *, whole: bool, events: Events
 ) -> None:
     """Give the answer its class of failure, if the response is not a good one.
 
     Args:
         whole: Whether the response came to its end.
-        is_stream: Whether it held an event.
+        events: The events that were read from it.
     """
     # A stop token is an answer of its own, and comes with the finish reason.
     num_tokens = answer.completion_tokens or 0
     only_stop = answer.finish_time is not None and 0 < num_tokens <= MAX_WITHOUT_TEXT
-    has_token = bool(answer.token_times) or only_stop
-    coding = framer.headers.get(b"content-encoding", b"identity").strip().lower()
+    has_token = bool(answer.token_times) or only_stop or answer.num_values is not None
     if framer.status and framer.status != 200:
         answer.error = f"http_{framer.status}"
         answer.message = error_message(b"".join(body))
@@ -131,13 +132,15 @@ def _find_failure(
             answer.error, answer.message = "empty_answer", "the stream held no token"
             if num_tokens:
                 answer.message = f"the stream held no text; its usage counts {num_tokens} tokens"
-    elif coding not in (b"identity", b""):
+    elif coding := _coding(framer):
         answer.error = "compressed_body"
         answer.message = f"compressed ({printable(coding)}), although the request asks for identity"
     elif not whole:
         answer.error = "truncated_stream"
         answer.message = f"the connection ended after {len(answer.token_times)} token events"
-    elif not is_stream:
+        if not events.is_stream:
+            answer.message = "the connection ended before the answer did"
+    elif not events.num_taken:
         answer.error = "not_a_stream"
         answer.message = error_message(b"".join(body))
     elif framer.is_delimited and answer.finish_time is not None and has_token:
@@ -145,6 +148,12 @@ def _find_failure(
     else:
         answer.error = "truncated_stream"
         answer.message = f"no [DONE] after {len(answer.token_times)} token events"
+
+
+def _coding(framer: Framer) -> bytes:
+    """Return how a body is compressed; empty if it is not."""
+    coding = framer.headers.get(b"content-encoding", b"").strip().lower()
+    return b"" if coding == b"identity" else coding
 
 
 def _seconds(value: bytes | None) -> float | None:

@@ -13,9 +13,10 @@ from loadtest.report.page_plots import (
     plots_against_limits,
     plots_over_time,
 )
-from loadtest.report.schema import LoadReport, Objective, ScenarioReport
+from loadtest.report.schema import LoadReport, Objective, ScenarioReport, WorkloadReport
 from loadtest.report.soak_page import soak_plots
-from loadtest.report.terminal import gpu_text, latency_rows
+from loadtest.report.terminal import gpu_text, has_tokens, latency_rows, token_rate
+from loadtest.workload_config import POOLED
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.page.blocks import (
@@ -132,10 +133,12 @@ def _shown_records(directory: Path, scenario: ScenarioReport) -> Path:
 def build_load_tiles(report: LoadReport) -> tuple[Tile, ...]:
     """Return the figures of the first scenario that a reader looks for."""
     first = report.scenarios[0]
-    rates, requests = first.throughput, first.requests
+    requests = first.requests
+    name, tokens_per_s = token_rate(first)
+    shown = ("ttft_s", "tpot_s") if has_tokens(first) else ("e2e_s",)
     return (
-        *(_latency_tile(first, metric) for metric in ("ttft_s", "tpot_s")),
-        Tile("output tokens/s", digits(rates.output_tokens_per_s), first.name),
+        *(_latency_tile(first, metric) for metric in shown),
+        Tile(name, digits(tokens_per_s), first.name),
         Tile("requests", f"{count(requests.succeeded)} of {count(requests.offered)}", "succeeded"),
     )
 
@@ -265,7 +268,8 @@ def _checked(scenario: ScenarioReport) -> list[Block]:
 def _rates(report: LoadReport) -> Table:
     columns = (
         Column("scenario"), Column("succeeded", True), Column("errors", True),
-        Column("requests/s", True), Column("output tokens/s", True), Column("window", True),
+        Column("requests/s", True), Column(token_rate(report.scenarios[0])[0], True),
+        Column("window", True),
     )  # fmt: skip
     rows = [
         (
@@ -273,7 +277,7 @@ def _rates(report: LoadReport) -> Table:
             f"{count(one.requests.succeeded)} of {count(one.requests.offered)}",
             share(one.requests.error_rate),
             digits(one.throughput.succeeded_rps),
-            digits(one.throughput.output_tokens_per_s),
+            digits(token_rate(one)[1]),
             seconds(one.throughput.window_s),
         )
         for one in report.scenarios
@@ -290,11 +294,17 @@ def _set_up(report: LoadReport) -> tuple[Block, ...]:
         ("served as", ", ".join(endpoint.served_names)),
         ("artifact", endpoint.artifact_name or "the server has no name with a digest"),
         ("inputs", inputs or "none"),
-        ("workload", f"{workload.source}, at most {workload.max_tokens} tokens per answer"),
+        ("workload", _work(workload)),
         *_images(report),
         ("client", f"{hardware.get('cpu', '?')}, {hardware.get('cpu_cores', '?')} cores"),
     )
     return (Pairs(pairs),)
+
+
+def _work(workload: WorkloadReport) -> str:
+    if workload.route in POOLED:
+        return f"{workload.source}, to the route {workload.route}"
+    return f"{workload.source}, at most {workload.max_tokens} tokens per answer"
 
 
 def _images(report: LoadReport) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from loadtest.client.records import CANCELLED, SUCCEEDED, Records
 from loadtest.judging.latency import latency_values
 from loadtest.percentiles import name_of
 from loadtest.report.schema import LoadReport, ScenarioReport
+from loadtest.report.terminal import has_tokens
 from tuneline.core.page.blocks import Plot
 from tuneline.core.page.numbers import digits, seconds, share, short_seconds, whole_share
 from tuneline.core.page.plot import Axis, Mark, Row, Rule, Series, line_plot, row_plot
@@ -52,7 +53,9 @@ def plots_against_limits(report: LoadReport) -> list[Plot]:
 def curve_plots(measured: Measured) -> list[Plot]:
     """Return the share of requests that end within a time, for TTFT and for the whole answer."""
     plots = []
-    for name, title in (("ttft_s", "Time to first token"), ("e2e_s", "End-to-end latency")):
+    shown = [("ttft_s", "Time to first token"), ("e2e_s", "End-to-end latency")]
+    # The first token of a document with vectors or scores is its end.
+    for name, title in shown if _has_tokens(measured) else shown[1:]:
         curves, says = [], []
         for scenario, records in measured:
             values = np.sort(latency_values(records.select(~records.warmup))[name])
@@ -96,14 +99,21 @@ def plots_over_time(measured: Measured) -> list[Plot]:
         rules = [Rule(known[place]) for place in _thinned(len(known))]
         num_failed = sum(one.requests.failed + one.requests.unfinished for one, _ in measured)
         which = "each is" if len(rules) == num_failed else f"{len(rules)} are shown, each as"
-        y = Axis("time to first token", show=seconds, tick=short_seconds, limits=(0.0, None))
+        of_tokens = _has_tokens(measured)
+        name = "time to first token" if of_tokens else "end-to-end latency"
+        y = Axis(name, show=seconds, tick=short_seconds, limits=(0.0, None))
         spoken = " ".join(_described(cloud) for cloud in clouds if cloud.points)
         spoken += f" {num_failed} requests failed; {which} a vertical line."
-        plots.append(line_plot("TTFT of each request", clouds, x, y, says=spoken, rules=rules))
+        title = f"{'TTFT' if of_tokens else 'Latency'} of each request"
+        plots.append(line_plot(title, clouds, x, y, says=spoken, rules=rules))
     if any(rate.points for rate in rates):
         y = Axis("output tokens/s", limits=(0.0, None))
         plots.append(line_plot("Throughput over the run", rates, x, y, says=" ".join(says)))
     return plots
+
+
+def _has_tokens(measured: Measured) -> bool:
+    return any(has_tokens(scenario) for scenario, _ in measured)
 
 
 def _described(cloud: Series) -> str:

@@ -19,6 +19,8 @@ ROWS = (
 MAX_TURNS_SHOWN = 6
 OPTIONAL_ROWS = ("worst_gap_s",)
 """Shown only if an objective is set on them."""
+OF_STREAMS = ("ttft_s", "tpot_s", "inter_chunk_gap_s")
+"""Of a document with vectors or scores, the first token is the end."""
 
 
 def report_lines(report: LoadReport) -> list[str]:
@@ -38,9 +40,10 @@ def scenario_lines(scenario: ScenarioReport) -> list[str]:
         lines += _session_lines(scenario.sessions)
     lines += _answer_lines(scenario)
     rates = scenario.throughput
+    name, tokens_per_s = token_rate(scenario)
     lines.append(
-        f"  {_number(rates.succeeded_rps)} requests/s, {_number(rates.output_tokens_per_s)} output "
-        f"tokens/s over {rates.window_s:.1f} s ({rates.window})"
+        f"  {_number(rates.succeeded_rps)} requests/s, {_number(tokens_per_s)} {name} over "
+        f"{rates.window_s:.1f} s ({rates.window})"
     )
     if scenario.gpu is not None:
         lines.append("  " + gpu_text(scenario.gpu))
@@ -128,7 +131,22 @@ def latency_rows(scenario: ScenarioReport) -> list[tuple[str, Distribution]]:
         for label, metric in ROWS
         if metric in scenario.latency
         and (metric not in OPTIONAL_ROWS or metric in scenario.slo.latency)
+        and (metric not in OF_STREAMS or has_tokens(scenario))
     ]
+
+
+def has_tokens(scenario: ScenarioReport) -> bool:
+    """Return whether answers are streams of tokens, not documents with vectors or scores."""
+    tokens = scenario.tokens
+    return bool(tokens.num_events or tokens.num_output_tokens or not scenario.requests.succeeded)
+
+
+def token_rate(scenario: ScenarioReport) -> tuple[str, float | None]:
+    """Return the name and the value of the rate of tokens: the prompts' if answers have none."""
+    rates = scenario.throughput
+    if has_tokens(scenario):
+        return "output tokens/s", rates.output_tokens_per_s
+    return "prompt tokens/s", rates.prompt_tokens_per_s
 
 
 def _latency_table(scenario: ScenarioReport) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.client.answer import Events
-from loadtest.routes import anthropic, chat, responses
+from loadtest.routes import anthropic, chat, pooled, responses
 from tuneline.core.messages import Message
 
 
@@ -19,7 +19,7 @@ class Route:
     """One route of the server."""
 
     path: str
-    """Below the endpoint's URL."""
+    """Below the endpoint's URL; below the server's root if it begins with a slash."""
     key: str
     """The key of a request that holds what was said."""
     events: type[Events]
@@ -38,6 +38,18 @@ class Route:
     no_call: Any = "none"
     """The `tool_choice` that shows the tools to the model and asks for no call: a server takes it
     without a parser of calls."""
+    body: Callable[[Sequence[Any]], dict[str, Any]] | None = None
+    """Of a route for vectors and scores: returns the keys that hold the texts, or the token ids, of
+    a request. They take the place of `key`, `items` and `options`."""
+    least_texts: int = 1
+    """The least number of messages of a prompt."""
+
+    def path_below(self, root: str) -> str:
+        """Return the path on the server, below the path of the endpoint's URL."""
+        root = root.rstrip("/")
+        if self.path.startswith("/"):
+            return root.removesuffix("/v1") + self.path
+        return f"{root}/{self.path}"
 
 
 def _marks(key: bytes, event: bytes | None = None) -> tuple[bytes, ...]:
@@ -49,6 +61,17 @@ CHAT = {
     "events": chat.ChatEvents, "items": chat.items_of, "options": chat.options_of,
     "exact": ("ignore_eos", "min_tokens"),
 }  # fmt: skip
+
+
+def _pooled(
+    path: str, events: type[Events], body: Callable[[Sequence[Any]], Any], least_texts: int = 1
+) -> Route:
+    """Return a route for vectors or scores."""
+    return Route(
+        path, "", events, chat.items_of, chat.options_of, exact=(), marks=(), body=body,
+        least_texts=least_texts,
+    )  # fmt: skip
+
 
 ROUTES: dict[str, Route] = {
     "chat": Route(
@@ -66,4 +89,14 @@ ROUTES: dict[str, Route] = {
         exact=(), marks=_marks(b'"text"', b"event: content_block_delta"), has_system=True,
         no_call={"type": "none"},
     ),
+    "embeddings": _pooled("embeddings", pooled.EmbeddingsEvents, pooled.input_body),
+    "pooling": _pooled("/pooling", pooled.PoolingEvents, pooled.input_body),
+    "classify": _pooled("/classify", pooled.ClassifyEvents, pooled.input_body),
+    "score": _pooled("/score", pooled.ScoreEvents, pooled.score_body, least_texts=2),
+    "rerank": _pooled("rerank", pooled.RerankEvents, pooled.rerank_body, least_texts=2),
 }  # fmt: skip
+
+
+def route_at(path: str) -> str:
+    """Return the key of the route with a path."""
+    return next(name for name, one in ROUTES.items() if one.path == path)

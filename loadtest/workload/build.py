@@ -101,6 +101,7 @@ def build_workload(
     content = SOURCES[workload.source](wanted)
     if not content.prompts:
         raise ConfigError("the load test has no prompts; expected at least one")
+    require_texts(route_of(config, True), workload.route, content.prompts)
     found = _ordered(content, workload.multi_turn, rng)
     count = len(found)
     if workload.unique_prompts or workload.models or workload.output_tokens:
@@ -155,6 +156,7 @@ def build_workload(
                 config.extra_body,
                 config.ignore_eos,
                 *([body_of] if body_of else []),
+                *([] if route_of(config, is_chat).body is None else [workload.route]),
                 *([workload.images.model_dump()] if workload.images else []),
             ]
         ),
@@ -164,6 +166,21 @@ def build_workload(
         images=images,
         left_out=dict(wanted.left_out.most_common()),
     )
+
+
+def require_texts(route: Route, name: str, prompts: Sequence[Prompt]) -> None:
+    """Check that each prompt has as many texts as a route for scores compares.
+
+    Raises:
+        ConfigError: A prompt has fewer.
+    """
+    short = [one for one in prompts if len(one.content) < route.least_texts]
+    if short:
+        raise ConfigError(
+            f"route: {name} compares a query with documents; {len(short)} of {len(prompts)} "
+            "prompts have one text",
+            hint='Give --prompts a file of lines such as {"query": "TEXT", "documents": ["TEXT"]}',
+        )
 
 
 def require_chat(is_chat: bool) -> None:
@@ -215,6 +232,10 @@ def _body(
 ) -> str:
     is_chat = isinstance(content[0], dict)
     route = route_of(config, is_chat)
+    if route.body is not None:
+        texts = [text_of(one.get("content")) for one in content] if is_chat else content  # type: ignore[union-attr]
+        extra = {key: value for key, value in config.extra_body.items() if key != "temperature"}
+        return json.dumps({"model": model, **route.body(texts), **extra}, ensure_ascii=False)
     said = entries_of(route, content) if is_chat else content
     system = system_of(route, content) if is_chat else ""
     options = options_of(config, route, max_tokens, system, tools)
@@ -222,8 +243,10 @@ def _body(
 
 
 def route_of(config: LoadTestConfig, is_chat: bool) -> Route:
-    """Return the route that a workload asks; token ids go to `/v1/completions`."""
-    return ROUTES[config.workload.route if is_chat else "completions"]
+    """Return the route that a workload asks; token ids go to `/v1/completions`, or to a route for
+    vectors and scores."""
+    route = ROUTES[config.workload.route]
+    return route if is_chat or not route.events.is_stream else ROUTES["completions"]
 
 
 def entries_of(route: Route, messages: Sequence[Any]) -> list[dict[str, Any]]:

@@ -41,7 +41,8 @@ def read_prompts(path: Path | None) -> list[ChatPrompt]:
     """Read prompts from JSON Lines, or return a few built-in questions without a file.
 
     A line is a list of chat messages, or an object with such a list as `prompt` or `messages`,
-    and `tools` in the form of OpenAI's chat route if it has some.
+    and `tools` in the form of OpenAI's chat route if it has some. For scores, it has a `query` and
+    its `documents`, which become a message each.
 
     Raises:
         DataError: A line holds no prompt; up to MAX_PROBLEMS such lines are named.
@@ -54,7 +55,12 @@ def read_prompts(path: Path | None) -> list[ChatPrompt]:
         tools: Any = []
         if isinstance(value, dict):
             tools = value.get("tools") or []
-            value = value.get("prompt", value.get("messages"))
+            documents = value.get("documents")
+            if "query" in value and isinstance(documents, list):
+                texts = [value["query"], *documents]
+                value = [{"role": "user", "content": text} for text in texts]
+            else:
+                value = value.get("prompt", value.get("messages"))
         if isinstance(value, str):
             value = [{"role": "user", "content": value}]
         if (problem := list_problem(value) or tools_problem(tools)) is not None:

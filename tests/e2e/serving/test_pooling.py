@@ -15,6 +15,8 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtest import run_loadtest
+from loadtest.config import LoadTestConfig
 from serving import add_key, prove_classifier, prove_vectors, running_server
 from serving.config import ServedParityConfig, ServingConfig
 from serving.middleware.heartbeat import PROGRESS
@@ -139,6 +141,33 @@ def test_another_pooling_is_named(
     )
 
 
+def load_of(endpoint: Endpoint, route: str, prompts: list[Any], out: Path) -> dict[str, Any]:
+    config = LoadTestConfig.model_validate(
+        {
+            "scenarios": [{"name": "x", "concurrency": 2, "num_requests": 20}],
+            "workload": {"route": route}, "num_warmup_requests": 2, "calibrate": False,
+            "max_client_lag_s": 5.0,
+        }
+    )  # fmt: skip
+    report = run_loadtest(config, endpoint, out, prompts=prompts).path / "report.json"
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+def test_a_load_test_of_vectors_counts_the_servers_tokens(
+    server: RunningServer, keys: dict[str, str], tmp_path: Path
+) -> None:
+    prompts = [[{"role": "user", "content": text}] for text in TEXTS]
+    found = load_of(proof_endpoint(server, keys), "embeddings", prompts, tmp_path / "load")
+    (scenario,) = found["scenarios"]
+    assert scenario["requests"]["succeeded"] == 20, scenario["errors"]
+    asked = [client_of(server, keys["ops"]).embeddings.create(model="tickets", input=text)
+             for text in TEXTS]  # fmt: skip
+    counts = sorted(one.usage.prompt_tokens for one in asked)
+    mean = scenario["tokens"]["num_prompt_tokens"] / 20
+    assert counts[0] <= mean <= counts[-1]
+
+
 def test_a_vector_counts_as_progress_of_the_engine(
     server: RunningServer, keys: dict[str, str]
 ) -> None:
@@ -239,6 +268,16 @@ def test_the_served_scores_are_proven(
     assert report["num_equal_token_counts"] == 26
     assert 0 < report["max_relative_difference"] < 1e-4
     assert report["served"]["classify"][0]["label"] == "LABEL_0"
+
+
+def test_a_load_test_of_scores_counts_the_servers_tokens(
+    scores: RunningServer, tmp_path: Path
+) -> None:
+    pair = [{"role": "user", "content": text} for text in PROOF_TEXTS[:3]]
+    found = load_of(scores.endpoint, "rerank", [pair], tmp_path / "load")
+    (scenario,) = found["scenarios"]
+    assert scenario["requests"]["succeeded"] == 20, scenario["errors"]
+    assert scenario["tokens"]["num_prompt_tokens"] > 20
 
 
 @pytest.mark.parametrize(

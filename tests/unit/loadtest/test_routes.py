@@ -303,9 +303,109 @@ def test_the_turns_of_a_session_take_the_form_of_the_route(route: str) -> None:
         ({"workload": {"tools": [{"type": "function"}]}}, "tool 1 has no type: function with a"),
         ({"workload": {"route": "responses"}, "extra_body": {"input": "x"}}, "may not set input"),
         ({"workload": {"tools": [TOOL]}, "extra_body": {"tools": []}}, "may not set tools"),
+        ({"workload": {"route": "score", "source": "synthetic", "input_tokens": {"mean": 9}}},
+         "route: score takes messages; synthetic has token ids"),
+        ({"workload": {"route": "embeddings", "sessions": {}}}, "sessions is not for route"),
+        ({"workload": {"route": "classify"}, "slo": {"ttft_s": {"p90": 1}}, "ignore_eos": True},
+         "answers without tokens: remove slo.ttft_s, ignore_eos"),
+        ({"workload": {"route": "rerank"}, "cancellations": {"after_tokens": 2}},
+         "remove cancellations.after_tokens"),
+        ({"workload": {"route": "rerank"}, "extra_body": {"query": "x"}}, "may not set query"),
     ],
 )  # fmt: skip
 def test_routes_refuse_what_they_cannot_send(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as error:
         validate_config(LoadTestConfig, values, "test")
     assert error.value.exit_code == 2
+
+
+PAIR = [{"role": "user", "content": text} for text in ("q", "a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("route", "path", "body"),
+    [
+        ("embeddings", "/gate/v1/embeddings", {"input": "q\na\nb"}),
+        ("pooling", "/gate/pooling", {"input": "q\na\nb"}),
+        ("classify", "/gate/classify", {"input": "q\na\nb"}),
+        ("score", "/gate/score", {"text_1": "q", "text_2": ["a", "b"]}),
+        ("rerank", "/gate/v1/rerank", {"query": "q", "documents": ["a", "b"]}),
+    ],
+)
+def test_a_request_for_vectors_or_scores_has_its_path_and_its_texts(
+    route: str, path: str, body: dict[str, Any]
+) -> None:
+    values = {
+        "scenarios": [{"name": "x", "concurrency": 1, "num_requests": 2}],
+        "workload": {"route": route}, "extra_body": {"temperature": 0.0, "user": "u"},
+    }  # fmt: skip
+    chosen = validate_config(LoadTestConfig, values, "test")
+    endpoint = Endpoint("http://127.0.0.1:1/gate/v1", "m")
+    plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, [PAIR], seed=0)
+    assert json.loads(plan.bodies[0]) == {"model": "m", "user": "u", **body}
+    assert plan.head.startswith(f"POST {path} HTTP/1.1\r\n")
+    assert "\r\nAccept: application/json\r\n" in plan.head
+
+
+def test_token_ids_are_embedded_as_they_are() -> None:
+    values = {"scenarios": [{"name": "x", "concurrency": 1, "num_requests": 2}],
+              "workload": {"route": "embeddings", "source": "synthetic",
+                           "input_tokens": {"mean": 9}}}  # fmt: skip
+    chosen = validate_config(LoadTestConfig, values, "test")
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, [], seed=0)
+    body = json.loads(plan.bodies[0])
+    assert plan.route == "embeddings"
+    assert [type(one) for one in body["input"]] == [int] * 9
+
+
+def test_a_query_without_documents_is_named() -> None:
+    values = {"scenarios": [{"name": "x", "concurrency": 1, "num_requests": 2}],
+              "workload": {"route": "rerank"}}  # fmt: skip
+    chosen = validate_config(LoadTestConfig, values, "test")
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    with pytest.raises(ConfigError, match="1 of 2 prompts have one text"):
+        make_plan(chosen, chosen.scenarios[0], endpoint, [PAIR, PAIR[:1]], seed=0)
+
+
+USAGE = b', "usage": {"prompt_tokens": 3}}'
+TOTAL = b', "usage": {"total_tokens": 3}}'
+
+
+def document(body: bytes) -> list[bytes]:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    data = head % len(body) + body
+    return [data[:-1], data[-1:]]
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "num_values", "error"),
+    [
+        ("embeddings", b'{"data": [{"embedding": [1, 0.5]}]' + USAGE, 1, None),
+        ("embeddings", b'{"data": [{"embedding": "AAAA"}]' + USAGE, 1, None),
+        ("embeddings", b'{"data": [{"embedding": []}]}', None, "malformed_answer"),
+        ("embeddings", b'{"data": [{"embedding": [1, null]}]}', None, "malformed_answer"),
+        ("embeddings", b'{"data": [{"embedding": [NaN]}]}', None, "malformed_answer"),
+        ("embeddings", b"<html>busy</html>", None, "malformed_answer"),
+        ("embeddings", b"", None, "malformed_answer"),
+        ("pooling", b'{"data": [{"data": [[1.0], [2.0]]}]' + USAGE, 1, None),
+        ("classify", b'{"data": [{"probs": [0.5]}]' + USAGE, 1, None),
+        ("score", b'{"data": [{"score": 0.0}, {"score": 1}]' + TOTAL, 2, None),
+        ("rerank", b'{"results": [{"relevance_score": 0.1}]' + TOTAL, 1, None),
+        ("rerank", b'{"results": []}', None, "malformed_answer"),
+        ("rerank", b'{"error": {"message": "no engine"}}', None, "error_event"),
+    ],
+)  # fmt: skip
+def test_a_document_is_read_as_a_whole(
+    route: str, body: bytes, num_values: int | None, error: str | None
+) -> None:
+    answer = parse_response([5, 9], document(body), route=route)
+    assert (answer.num_values, answer.error) == (num_values, error), answer.message
+    if error is None:
+        assert (answer.finish_time, answer.prompt_tokens, answer.completion_tokens) == (9, 3, 0)
+
+
+def test_a_document_that_is_cut_is_truncated() -> None:
+    cut = parse_response([5], document(b'{"data": []}')[:1], route="score", closed=True)
+    assert cut.error == "truncated_stream"
+    assert cut.message == "the connection ended before the answer did"

@@ -1,0 +1,103 @@
+"""The routes for vectors and scores against the server of known delays."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from loadtest import report_text
+from loadtest.client.prepare import make_plan
+from loadtest.client.processes import run_workers
+from loadtest.measure import judged
+from tests.integration.loadtest.small import config, report_of
+from tuneline.core.artifact import open_artifact
+from tuneline.core.verdict import Verdict
+
+pytestmark = pytest.mark.usefixtures("shared_host")
+
+ROUTES = ("embeddings", "pooling", "classify", "score", "rerank")
+FAULTS = {
+    "500": "http_500", "stall": "timeout", "reset": "connection_reset", "cut": "truncated_stream",
+    "invalid-sse": "malformed_answer", "error-event": "error_event", "empty": "malformed_answer",
+    "few": "malformed_answer", "not-stream": "malformed_answer", "length": None, "close": None,
+    "no-usage": None,
+}  # fmt: skip
+
+
+def asked(*texts: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text} for text in texts]
+
+
+def run(known: Any, prompts: list[Any], **options: Any) -> Any:
+    settings = config(num_warmup_requests=0, timeout_s=2.0, **options)
+    scenario = settings.scenarios[0]
+    plan, workload = make_plan(settings, scenario, known.endpoint, prompts, seed=0)
+    return judged(settings, scenario, plan, workload, run_workers(plan, None))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_time_of_a_document_is_the_servers(known: Any, route: str) -> None:
+    before = len(known.truths())
+    result = run(
+        known, [asked("q", "a", "b"), asked("p", "c")], workload={"route": route},
+        slo={"e2e_s": {"p50": 1.0}},
+    )  # fmt: skip
+    records, stats = result.records, result.stats
+    assert stats.num_succeeded == 60, stats.errors
+    assert result.judgement.verdict is Verdict.PASS, result.judgement.problems
+    truths = sorted(known.truths()[before:], key=lambda one: int(one["request_id"]))
+    true_s = [(one["token_write_ns"][0] - one["received_ns"]) / 1e9 for one in truths]
+    assert len(true_s) == 60
+    assert abs(np.median(records.last_token_s - records.sent_s - true_s)) < 0.003
+    assert (records.prompt_tokens == 7).all()
+    assert (records.tokens == 0).all()
+    assert stats.latencies["tpot_s"].n == 0
+
+
+def test_faults_of_a_document_have_their_classes(known: Any) -> None:
+    result = run(
+        known, [asked("q", "a", f"fault:{name}") for name in FAULTS], workload={"route": "rerank"},
+        scenarios=[{"name": "x", "concurrency": 4, "num_requests": len(FAULTS)}],
+    )  # fmt: skip
+    found = sorted(name for name, count in result.stats.errors.items() for _ in range(count))
+    assert found == sorted(error for error in FAULTS.values() if error)
+    assert result.judgement.verdict is Verdict.FAIL
+
+
+def test_openais_client_sends_the_same_body_and_reads_the_same_vector(known: Any) -> None:
+    settings = config(workload={"route": "embeddings"}, num_warmup_requests=0)
+    plan, _ = make_plan(settings, settings.scenarios[0], known.endpoint, [asked("a text")], seed=0)
+    body = json.loads(plan.bodies[0])
+    assert body == {"model": "known", "input": "a text"}
+    client = openai.OpenAI(base_url=known.endpoint.url, api_key="none")
+    (vector,) = client.embeddings.create(**body, encoding_format="float").data
+    assert vector.embedding == [0.5, 0.0, 1.0]
+
+
+def test_a_rerank_load_test_of_a_file_has_a_page_without_token_figures(
+    known: Any, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"query": "q", "documents": ["a", "b"]}) + "\n")
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "tuneline", "loadtest", "--url", known.endpoint.url,
+        "--model", "known", "--rate", "40", "--requests", "40", "--prompts", str(pairs),
+        "--out", str(out), "--set", "loadtest.workload.route=rerank",
+        "--set", "loadtest.calibrate=false", "--set", "loadtest.max_client_lag_s=1",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "40 of 40 requests succeeded" in done.stdout + done.stderr, done.stderr
+    assert "prompt tokens/s" in done.stderr + done.stdout
+    assert "TTFT" not in done.stderr.partition("client:")[0]
+    artifact = open_artifact(out)
+    (scenario,) = report_of(artifact)["scenarios"]
+    assert scenario["tokens"]["num_prompt_tokens"] == 7 * 40
+    page = report_text(artifact, "html")
+    assert "prompts, to the route rerank" in page
+    assert "Time to first token" not in page
