@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from loadtest.client.records import Records, records_path
 from loadtest.percentiles import percentile_of
@@ -13,7 +15,7 @@ from loadtest.report.page_plots import (
     plots_against_limits,
     plots_over_time,
 )
-from loadtest.report.schema import LoadReport, Objective, ScenarioReport, WorkloadReport
+from loadtest.report.schema import LoadReport, Objective, ScenarioReport
 from loadtest.report.soak_page import soak_plots
 from loadtest.report.terminal import gpu_text, has_tokens, latency_rows, token_rate
 from loadtest.workload_config import POOLED
@@ -268,14 +270,15 @@ def _checked(scenario: ScenarioReport) -> list[Block]:
 def _rates(report: LoadReport) -> Table:
     columns = (
         Column("scenario"), Column("succeeded", True), Column("errors", True),
-        Column("requests/s", True), Column(token_rate(report.scenarios[0])[0], True),
-        Column("window", True),
+        Column("offered/s", True), Column("succeeded/s", True),
+        Column(token_rate(report.scenarios[0])[0], True), Column("window", True),
     )  # fmt: skip
     rows = [
         (
             one.name,
             f"{count(one.requests.succeeded)} of {count(one.requests.offered)}",
             share(one.requests.error_rate),
+            digits(one.throughput.offered_rps),
             digits(one.throughput.succeeded_rps),
             digits(token_rate(one)[1]),
             seconds(one.throughput.window_s),
@@ -294,17 +297,54 @@ def _set_up(report: LoadReport) -> tuple[Block, ...]:
         ("served as", ", ".join(endpoint.served_names)),
         ("artifact", endpoint.artifact_name or "the server has no name with a digest"),
         ("inputs", inputs or "none"),
-        ("workload", _work(workload)),
+        ("workload", work_text(workload.model_dump(), workload.max_tokens)),
         *_images(report),
+        *((f"load of {one.name}", _load(one)) for one in report.scenarios),
         ("client", f"{hardware.get('cpu', '?')}, {hardware.get('cpu_cores', '?')} cores"),
+        *((f"client in {one.name}", _client(one)) for one in report.scenarios),
     )
     return (Pairs(pairs),)
 
 
-def _work(workload: WorkloadReport) -> str:
-    if workload.route in POOLED:
-        return f"{workload.source}, to the route {workload.route}"
-    return f"{workload.source}, at most {workload.max_tokens} tokens per answer"
+def work_text(workload: Mapping[str, Any], max_tokens: int | None) -> str:
+    """Return what the requests ask, from the section `workload`."""
+    said = [str(workload.get("source", "unknown"))]
+    if workload.get("sessions"):
+        said.append("conversations")
+    route = workload.get("route", "chat")
+    if route != "chat":
+        said.append(f"to the route {route}")
+    if max_tokens is not None and route not in POOLED:
+        said.append(f"at most {max_tokens} tokens per answer")
+    return ", ".join(said)
+
+
+def _load(scenario: ScenarioReport) -> str:
+    """Return when the requests of a scenario were sent."""
+    config = scenario.config
+    unit = "requests" if scenario.sessions is None else "conversations"
+    if config.concurrency is not None:
+        said = [f"closed loop, {count(config.concurrency)} {unit} at once"]
+    else:
+        said = [f"open loop, {config.arrival or 'poisson'} arrivals"]
+        if config.rate_rps is not None:
+            end = "" if config.rate_end_rps is None else f" to {config.rate_end_rps:g}"
+            said.append(f"{config.rate_rps:g}{end} {unit}/s")
+    if config.num_requests is not None:
+        said.append(f"{count(config.num_requests)} {unit}")
+    if config.duration_s is not None:
+        said.append(f"for {seconds(config.duration_s)}")
+    return ", ".join([*said, f"after {count(scenario.requests.warmup)} requests of warm-up"])
+
+
+def _client(scenario: ScenarioReport) -> str:
+    """Return what the client itself adds."""
+    lag, found = scenario.client.send_lag_s, scenario.calibration
+    said = f"send lag p99 {seconds(lag.at(99))}, largest {seconds(lag.max_of_succeeded)}"
+    if found is None:
+        return f"{said}; not calibrated"
+    bias, worst = seconds(found.ttft_bias_p50_s), seconds(found.ttft_bias_p99_s)
+    return f"{said}; calibration: TTFT bias p50 {bias}, p99 {worst}"
 
 
 def _images(report: LoadReport) -> list[tuple[str, str]]:

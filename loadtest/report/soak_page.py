@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from loadtest.report.schema import LoadReport
 from loadtest.report.soak_schema import Drift, OverTime
+from loadtest.report.terminal import has_tokens
 from tuneline.core.page.blocks import Plot
 from tuneline.core.page.numbers import (
     digits,
@@ -33,20 +34,19 @@ def soak_plots(report: LoadReport) -> list[Plot]:
     plots = []
     for scenario in report.scenarios:
         if scenario.over_time is not None and len(scenario.over_time.time_s) >= MIN_POINTS:
-            plots += _plots(scenario.name, scenario.over_time)
+            plots += _plots(scenario.name, scenario.over_time, has_tokens(scenario))
     return plots
 
 
-def _plots(name: str, found: OverTime) -> list[Plot]:
+def _plots(name: str, found: OverTime, of_tokens: bool) -> list[Plot]:
     across = Axis("time in the run", show=seconds, tick=short_seconds, limits=(0.0, None))
     up = Axis("median", show=seconds, tick=short_seconds, limits=(0.0, None))
-    latencies = [
-        Series("TTFT", _points(found.time_s, found.ttft_p50_s)),
-        Series("end to end", _points(found.time_s, found.e2e_p50_s)),
-    ]
+    latencies = [Series("end to end", _points(found.time_s, found.e2e_p50_s))]
+    if of_tokens:
+        latencies.insert(0, Series("TTFT", _points(found.time_s, found.ttft_p50_s)))
     plots = []
     if any(one.points for one in latencies):
-        says = _says(found, ("ttft_s", "e2e_s"))
+        says = _says(found, ("ttft_s", "e2e_s") if of_tokens else ("e2e_s",))
         plots.append(line_plot(f"Median latency of {name}", latencies, across, up, says=says))
     memory = _points(found.server_time_s, found.server_memory_mib)
     if len(memory) > 1:

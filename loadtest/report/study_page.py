@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from loadtest.report.files import read_document
+from loadtest.report.page import work_text
 from loadtest.report.schema import REPORT_FILE
 from loadtest.studies.load import unit_of
 from loadtest.studies.schema import (
@@ -110,15 +111,10 @@ def _document(
 def _set_up(artifact: Artifact, endpoints: Sequence[tuple[str, str]]) -> Pairs:
     manifest = artifact.manifest
     workload = manifest.config.get("workload") or {}
-    said = [str(workload.get("source", "unknown"))]
-    if workload.get("sessions"):
-        said.append("conversations")
-    if "max_tokens" in manifest.config:
-        said.append(f"at most {manifest.config['max_tokens']} tokens per answer")
     hardware = manifest.environment.get("hardware", {})
     pairs: list[tuple[str, str | Code]] = [(name, Code(url)) for name, url in endpoints]
     pairs += [
-        ("workload", ", ".join(said)),
+        ("workload", work_text(workload, manifest.config.get("max_tokens"))),
         ("objectives", ", ".join(_limits(manifest.config.get("slo") or {})) or "none"),
         ("client", f"{hardware.get('cpu', '?')}, {hardware.get('cpu_cores', '?')} cores"),
     ]

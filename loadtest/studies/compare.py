@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import secrets
 from collections.abc import Callable, Sequence
@@ -221,9 +222,9 @@ def _incomparable(a: LoadReport, b: LoadReport, path_a: Path, path_b: Path) -> l
         for name, plan in plans_a.items()
         if name in plans_b and plan != plans_b[name]
     ]
-    workload_a, workload_b = a.workload.model_dump(), b.workload.model_dump()
+    workload_a, workload_b = (report.workload.model_dump(mode="json") for report in (a, b))
     return problems + [
-        f"{key} differs: {workload_a[key]!r} and {workload_b[key]!r}"
+        f"{key} differs: {json.dumps(workload_a[key])} and {json.dumps(workload_b[key])}"
         for key in sorted(workload_a)
         if workload_a[key] != workload_b[key]
     ]

@@ -50,6 +50,20 @@ def test_the_page_shows_the_figures_of_the_report(browser: "Browser", measured: 
         for problem in scenario["problems"]:
             assert text.count(problem) == 1
     assert len(pictures) == 5
+    assert "open loop, poisson arrivals, 60 requests/s, 60 requests" in text
+    assert "closed loop, 4 requests at once, 60 requests, after 5 requests of warm-up" in text
+    assert text.count("not calibrated") == 2
+
+
+def test_a_printed_table_keeps_its_caption(browser: "Browser", measured: Artifact) -> None:
+    path = measured.path.with_name("printed.html")
+    path.write_text(report_text(measured, "html"), encoding="utf-8")
+    with opened(browser, path) as shown:
+        shown.page.emulate_media(media="print")
+        rules = shown.page.eval_on_selector_all(
+            "caption", "all => all.map(one => getComputedStyle(one).breakAfter)"
+        )
+    assert set(rules) == {"avoid"}
 
 
 def test_a_copy_without_records_keeps_its_tables(measured: Artifact, tmp_path: Path) -> None:
