@@ -153,6 +153,11 @@ def judge_pairs(
             "  the judge gave no readable verdict on %d of %d pairs; try a larger "
             "evaluation.judge.max_new_tokens, or a better judge", counts["unreadable"], len(pairs),
         )  # fmt: skip
+    if 2 * counts["swapped"] > len(different):
+        logger.warning(
+            "  the judge gave another verdict in the other order on %d of %d pairs, which count as "
+            "ties; try a better judge", counts["swapped"], len(different),
+        )  # fmt: skip
     return values, {**counts, "num_requests": len(questions)}
 
 

@@ -43,12 +43,13 @@ def test_answers_win_and_lose_in_both_orders(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_a_judge_that_looks_at_positions_gives_a_tie(
-    reply: str, values: list[float | None], kind: str
+    reply: str, values: list[float | None], kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with judge(lambda *_: reply) as (url, _requests):
         scored = score_judge(made([("a", "b")]), _config(url))
     assert scored.values == values
     assert scored.details[kind] == 1
+    assert ("in the other order on 1 of 1 pairs" in caplog.text) == (kind == "swapped")
 
 
 def test_a_judge_is_bounded_in_rows_and_characters() -> None:
