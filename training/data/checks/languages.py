@@ -163,7 +163,10 @@ def _languages_of(name: str) -> tuple[str, ...]:
 
 
 def _rare_scripts(names: dict[int, str], counts: dict[int, int]) -> list[int]:
-    """Return the codes of scripts that few rows have, if one script has almost all others."""
+    """Return the codes of scripts that few rows have, if one script has almost all others.
+
+    Text in a language of that script is not rare: a Korean answer may have more Latin letters.
+    """
     scripts: dict[str, int] = {}
     for code, name in names.items():
         script = name.partition("/")[0]
@@ -173,7 +176,13 @@ def _rare_scripts(names: dict[int, str], counts: dict[int, int]) -> list[int]:
     if total < MIN_ROWS or max(scripts.values()) < (1 - MAX_RARE_SHARE) * total:
         return []
     main = max(scripts, key=lambda script: scripts[script])
-    return [code for code, name in names.items() if name.partition("/")[0] not in (main, "none")]
+    parts = {code: name.split("/") for code, name in names.items()}
+    known = {language for script, *found in parts.values() if script == main for language in found}
+    return [
+        code
+        for code, (script, *found) in parts.items()
+        if script not in (main, "none") and not known & set(found)
+    ]
 
 
 CHECK = Check(

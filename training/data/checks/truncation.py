@@ -45,7 +45,7 @@ def kind_of_end(text: str) -> str | None:
         return "ends in a code block"
     if text[0] in "{[" and _is_open_json(text):
         return "ends in a JSON document"
-    if text[-1] in _CUT_OFF and not text.endswith("->"):
+    if text[-1] in _CUT_OFF and not text.endswith(("->", "--")):  # an arrow, a rule
         return "ends in a sentence"
     last = text.rsplit("\n", 1)[-1]
     if text[-1] in _OPEN_WORDS and len(_SENTENCE_END.findall(last)) >= 2:

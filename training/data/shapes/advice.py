@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 QUESTIONS = (
     "prompt", "question", "query", "instruction", "problem", "input", "input_text", "user", "text",
     "q", "질문", "문의내용", "문의", "입력", "내용", "본문", "質問", "問い合わせ内容", "入力",
-    "问题", "输入",
+    "问题", "输入", "src", "source",
 )  # fmt: skip
 CLASSES = (
-    "label", "label_text", "category", "class", "intent", "sentiment", "emotion", "target", "분류",
-    "카테고리", "라벨", "カテゴリ", "ラベル", "类别", "标签",
+    "label", "label_text", "category", "class", "intent", "sentiment", "emotion", "target", "tgt",
+    "분류", "카테고리", "라벨", "カテゴリ", "ラベル", "类别", "标签",
 )  # fmt: skip
 """Columns that say what a text is."""
 ANSWERS = (

@@ -189,6 +189,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: object, problem: str) -> None
         ),
         ({"mapping": {}, "current_node": "a", "title": "b"}, "ChatGPT's export: a tree of"),
         ({"Q": "a", "A": "b", "label": 2}, "--column prompt=Q --column completion=A."),
+        ({"source": "a", "target": "b"}, "--column prompt=source --column completion=target."),
         ({"text": "a", "category": "b"}, "--column prompt=text --column completion=category; or"),
         ({"chosen_messages": [], "rejected_messages": []}, "--column chosen=chosen_messages "),
         (

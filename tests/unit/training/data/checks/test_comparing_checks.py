@@ -310,6 +310,19 @@ def test_the_script_of_a_text_with_words_of_another_is_found(text: str, script: 
     assert script_of(text) == script
 
 
+def test_an_answer_with_more_words_of_another_script_is_not_in_another_language(
+    tmp_path: Path,
+) -> None:
+    korean = [row(f"질문 {n}", f"{n}번 라우터를 다시 시작하고 삼십 초 기다려 주세요.", n)
+              for n in range(1, 61)]  # fmt: skip
+    names = "MAX_CONNECTIONS, MIN_CONNECTIONS, CONNECTION_TIMEOUT, RETRY_LIMIT"
+    mixed = row("질문", f"설정 파일의 {names} 값을 확인하세요.", 61)
+    english = row("질문", "The router starts again after thirty seconds of waiting.", 62)
+    result = result_of(checked(tmp_path, [*korean, mixed, english]), "languages")
+    assert script_of(mixed.answer) == "Latin"
+    assert lines(result) == [62]
+
+
 def test_an_unexpected_language_is_found_if_languages_are_named(tmp_path: Path) -> None:
     german = "Bitte schalten Sie das Gerät aus, warten Sie kurz und starten Sie es dann neu."
     rows = [*clean_rows(60), row("Who helps?", german, 61)]

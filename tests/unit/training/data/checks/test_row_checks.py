@@ -160,6 +160,7 @@ def test_an_answer_that_breaks_off_is_found(text: str, kind: str) -> None:
         PROSE + ".",
         PROSE + "!)",
         PROSE + " 👍",
+        PROSE + ".\n\n---",
         f"{PROSE}. The lamp is green. Tell your neighbours about it: #GreenLamp",
         f"{PROSE}. It has two lamps.\nThus the answer is: 2",
         "SELECT name FROM singer WHERE country = 'KR' ORDER BY age;",
