@@ -59,6 +59,7 @@ def check_data(
     config = config.model_copy(update={"method": config.method.resolved(relative_to)})
     method = find_method(config.method)
     require_metric(config, method)
+    method.check_models(config, base, tokenizer)
     chosen_trackers(config)
     found: dict[str, str] = {}
     limit = limit_of(data, base.path, config) if data.checks.length.action == "fix" else None

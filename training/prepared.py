@@ -123,6 +123,7 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     for file, found in rows.items():
         require_kinds(config.method, found, file)
     method.check(config, rows[TRAIN_FILE], TRAIN_FILE)
+    method.check_models(config, base, tokenizer)
     require_heldout(config, rows[HELDOUT_FILE], HELDOUT_FILE)
     train_rows, heldout_rows = (
         method.render(config, tokenizer, found, stop_ids, file) for file, found in rows.items()

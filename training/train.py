@@ -126,6 +126,7 @@ def _train(
     files = [relative_to / name for name in config.method.files()]
     files += [found for file in files for found in imported_files(file)]
     inputs += [file_input("method", file) for file in files]
+    inputs += [model.as_input("teacher") for model in config.method.models(relative_to)]
     facts = {f"training.{name}": value for name, value in keyed_values(config).items()}
     facts |= {f"{entry.role} {number}": entry.digest for number, entry in enumerate(inputs)}
     config = config.model_copy(update={"method": config.method.resolved(relative_to)})

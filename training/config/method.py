@@ -19,6 +19,7 @@ from training.config.trainer import TrainerConfig
 from training.config.types import AsList, PositiveFloat, PositiveInt
 from training.data.row import Kind
 from tuneline.core.config import StrictModel
+from tuneline.models.source import ModelSource, find_model
 
 OWNED = {
     "bf16": "set training.dtype",
@@ -36,6 +37,8 @@ OWNED = {
     "pad_token": "the tokenizer's own padding token is used",
     "padding_value": "the tokenizer's own padding token is used",
     "model_init_kwargs": "Tuneline loads the base model; set training.dtype",
+    "teacher_model_init_kwargs": "Tuneline loads the teacher as it loads the base",
+    "max_tool_calling_iterations": "no tool is called in training",
     "generate_during_eval": "set evaluation for answers of the trained model",
     "log_completions": "standard output is for results",
     "log_completions_hub_repo": "a training run uploads nothing; try: tuneline push",
@@ -92,6 +95,19 @@ class MethodOptions(StrictModel):
 
     def files(self) -> list[str]:
         """Return the files that the method reads, relative to the run.yaml."""
+        return []
+
+    def models(
+        self,
+        relative_to: Path = Path(),  # noqa: ARG002 (a distillation has models)
+        *,
+        download: bool = False,  # noqa: ARG002
+    ) -> list[ModelSource]:
+        """Return the models that the method reads besides the base.
+
+        Raises:
+            MissingError: One is not here, and `download` is false or does not find it.
+        """
         return []
 
     def resolved(self, relative_to: Path) -> Self:  # noqa: ARG002 (GRPO has files)
@@ -193,15 +209,38 @@ class KtoConfig(TrlOptions):
     """Weight of the bad answers."""
 
 
-class GrpoConfig(TrlOptions):
+class SampledOptions(TrlOptions):
+    """Options of a method that trains on answers which the model itself gives."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("prompt", "answer")
+    computes_tiles: ClassVar[bool] = True
+
+    max_completion_length: PositiveInt = 256
+    """Longest answer, in tokens."""
+    temperature: PositiveFloat = 1.0
+    """Of the answers that are sampled."""
+
+    @property
+    def answers_per_prompt(self) -> int:
+        """Return how often a prompt is answered in a step."""
+        return 1
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        return self.max_completion_length
+
+    def rows_at_once(self, batch_size: int, num_batches: int) -> int:
+        """Return how many answers are generated at once, as TRL counts them."""
+        return batch_size * num_batches
+
+
+class GrpoConfig(SampledOptions):
     """Prompts and a reward: the model's own answers are compared with one another (GRPO)."""
 
     not_for_trl: ClassVar[frozenset[str]] = frozenset({"type", "reward_funcs"})
     trained_by: ClassVar[str] = "training.methods.grpo:GRPO"
     adapter_learning_rate: ClassVar[float | None] = 1e-5
-    kinds: ClassVar[tuple[Kind, ...]] = ("prompt", "answer")
     has_reference: ClassVar[bool] = True
-    computes_tiles: ClassVar[bool] = True
     not_shared: ClassVar[str | None] = (
         "each process would sample its own answers, and the rewards of a group would be spread "
         "over processes"
@@ -215,12 +254,8 @@ class GrpoConfig(TrlOptions):
     `function(prompts, completions, completion_ids, **columns)` returns one number per answer."""
     num_generations: Annotated[int, Field(ge=2)] = 8
     """Answers per prompt; the number of rows of an optimizer step is a multiple of it."""
-    max_completion_length: PositiveInt = 256
-    """Longest answer, in tokens."""
     beta: Annotated[float, Field(ge=0)] = 0.0
     """How closely the model stays to the base; 0 computes no reference."""
-    temperature: PositiveFloat = 1.0
-    """Of the answers that are compared."""
 
     @model_validator(mode="after")
     def _check_reward_funcs(self) -> Self:
@@ -231,11 +266,10 @@ class GrpoConfig(TrlOptions):
         return self
 
     @property
-    def num_sampled_tokens(self) -> int:
-        return self.max_completion_length
+    def answers_per_prompt(self) -> int:
+        return self.num_generations
 
     def rows_at_once(self, batch_size: int, num_batches: int) -> int:
-        """Return how many answers are generated at once, as TRL counts them."""
         given = self.for_trl()
         if "generation_batch_size" in given:
             return int(given["generation_batch_size"])
@@ -247,6 +281,39 @@ class GrpoConfig(TrlOptions):
     def resolved(self, relative_to: Path) -> Self:
         names = [str(relative_to / name) for name in self.reward_funcs]
         return self.model_copy(update={"reward_funcs": names})
+
+
+class DistillationConfig(SampledOptions):
+    """Prompts and a teacher: on the model's own answers, its next tokens become as likely as the
+    teacher's (on-policy distillation)."""
+
+    not_for_trl: ClassVar[frozenset[str]] = frozenset(
+        {"type", "teacher_model_name_or_path", "teacher_model_revision"}
+    )
+    trained_by: ClassVar[str] = "training.methods.distillation:DISTILLATION"
+    adapter_learning_rate: ClassVar[float | None] = 1e-5
+    not_shared: ClassVar[str | None] = "each process would sample its own answers"
+
+    type: Literal["distillation"]
+    teacher_model_name_or_path: str
+    """A model with the tokens of the base model: a folder, relative to the run.yaml, or a Hugging
+    Face id."""
+    teacher_model_revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id."""
+    beta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The divergence: 1 is the reverse KL, which takes what the teacher is sure of; 0 is the
+    forward KL, which covers all that the teacher may say; between them, Jensen-Shannon."""
+
+    def models(self, relative_to: Path = Path(), *, download: bool = False) -> list[ModelSource]:
+        name, revision = self.teacher_model_name_or_path, self.teacher_model_revision
+        found = find_model(name, relative_to=relative_to, revision=revision, download=download)
+        return [found]
+
+    def resolved(self, relative_to: Path) -> Self:
+        folder = relative_to / self.teacher_model_name_or_path
+        if not folder.is_dir():
+            return self
+        return self.model_copy(update={"teacher_model_name_or_path": str(folder.resolve())})
 
 
 class RewardConfig(TrlOptions):
@@ -265,7 +332,7 @@ class RewardConfig(TrlOptions):
 
 
 MethodConfig = Annotated[
-    SftConfig | DpoConfig | OrpoConfig | KtoConfig | GrpoConfig | RewardConfig,
+    SftConfig | DpoConfig | OrpoConfig | KtoConfig | GrpoConfig | DistillationConfig | RewardConfig,
     Field(discriminator="type"),
 ]
 """The options of one method, told apart by `type`."""
@@ -276,6 +343,7 @@ METHODS: dict[str, type[MethodOptions]] = {
     "orpo": OrpoConfig,
     "kto": KtoConfig,
     "grpo": GrpoConfig,
+    "distillation": DistillationConfig,
     "reward": RewardConfig,
 }
 """For each `type`, its options. Of several methods for a kind of rows, the usual one is first."""

@@ -19,12 +19,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from training.config import TrainingConfig
 from training.config.launch import LaunchConfig
 from training.loop.shared_rows import Sharing, count_shares
 from tuneline.core.environment import gpu_names
-from tuneline.models.network import Network, names_module
+from tuneline.models.network import Network, names_module, read_network
 
 CHUNK_LOGITS = 2**24
 """Logits in memory at once; equal to that of the loss in `training.loop.answer_loss`."""
@@ -107,6 +108,16 @@ class Batch:
         return self.num_tokens if self.trained is None else min(self.trained, self.num_tokens)
 
 
+def trained_network(config: TrainingConfig, base: Path) -> Network:
+    """Return the base's network, with the parameters of the models that the method reads besides.
+
+    Raises:
+        ArtifactError: The files of a model name no sizes, or cannot be read.
+    """
+    beside = [read_network(model.path).num_parameters for model in config.method.models()]
+    return replace(read_network(base), num_beside=sum(beside))
+
+
 def largest_batch(
     config: TrainingConfig,
     lengths: Sequence[int] = (),
@@ -165,6 +176,7 @@ def estimate_training(
     elif config.load_in_4bit:
         reduced = sum(math.prod(shape) for shape in network.four_bit_shapes())
         weights -= round(reduced * (item_bytes - NF4_BYTES))
+    weights += network.num_beside * item_bytes
     hidden, width = network.hidden_size, network.intermediate_size
     layer = 4 * hidden + 2 * network.query_size + 2 * network.key_value_size + 4 * width
     if config.lora_dropout:

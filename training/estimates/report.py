@@ -9,10 +9,14 @@ from typing import Any
 from training.config import TrainingConfig
 from training.config.launch import launch_line
 from training.estimates.choices import choose_all, item_bytes, share_of_free
-from training.estimates.memory import change_that_fits, estimate_training, largest_batch
+from training.estimates.memory import (
+    change_that_fits,
+    estimate_training,
+    largest_batch,
+    trained_network,
+)
 from training.loop.shared_rows import Sharing
 from tuneline.core.free_memory import free_memory_bytes
-from tuneline.models.network import read_network
 
 MERGE_BYTES = 128 * 2**20
 """The merge streams rows in blocks of 2 MiB; the rest is torch and the factors of the adapter."""
@@ -40,7 +44,7 @@ def estimate_memory(
     Raises:
         ArtifactError: The base model's files name no sizes, or cannot be read.
     """
-    network = read_network(base)
+    network = trained_network(config, base)
     free_bytes = share_of_free(config, free_memory_bytes())
     batch = largest_batch(config, sharing=sharing)
     choices = choose_all(config, network, batch, free_bytes)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from training.config import TrainingConfig
 from training.data.prepare import dataset_rows
 from training.estimates.choices import choose_all, share_of_free
-from training.estimates.memory import largest_batch
+from training.estimates.memory import largest_batch, trained_network
 from training.loop.shared_rows import (
     CLASS_DIFFERS,
     COMPUTED_AGAIN,
@@ -22,7 +22,6 @@ from tuneline.core.dataset import TRAIN_FILE
 from tuneline.core.errors import ArtifactError
 from tuneline.core.free_memory import free_memory_bytes
 from tuneline.models.chat import set_template
-from tuneline.models.network import read_network
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.template import dataset_settings
@@ -66,7 +65,7 @@ def _computes_again(
 ) -> bool:
     """Return whether `gradient_checkpointing: auto` computes activations again."""
     try:
-        network = read_network(base.path)
+        network = trained_network(config, base.path)
     except ArtifactError:
         return config.gradient_checkpointing is not False
     batch = largest_batch(config, lengths, (), sharing)

@@ -19,12 +19,12 @@ from training.estimates.memory import (
     change_that_fits,
     estimate_training,
     largest_batch,
+    trained_network,
 )
 from training.loop.shared_rows import Sharing
 from tuneline.core.errors import ArtifactError
 from tuneline.core.free_memory import free_memory_bytes
 from tuneline.core.progress import logger
-from tuneline.models.network import read_network
 
 
 def estimate_step(
@@ -47,7 +47,7 @@ def estimate_step(
         num_threads: Threads that compute rows of their own; 0 for whole batches.
     """
     try:
-        network = read_network(base)
+        network = trained_network(config, base)
     except ArtifactError as error:
         logger.warning("  no estimate of the memory: %s", error)
         attention = choose_attention(config, str(choose_format(config).value))

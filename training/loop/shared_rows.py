@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.config import TrainingConfig
-from training.config.method import GrpoConfig
+from training.config.method import SampledOptions
 
 LEAST_TOKENS = 32
 """A shorter start saves less than a second pass through the layers costs."""
@@ -182,21 +182,21 @@ def _setting_for_whole_rows(config: TrainingConfig) -> str | None:
 def _drawn(config: TrainingConfig, examples: Sequence[Any], draw: random.Random) -> list[list[int]]:
     """Return the rows of a batch of random examples."""
     size, method = config.per_device_train_batch_size, config.method
-    if not isinstance(method, GrpoConfig):
+    if not isinstance(method, SampledOptions):
         chosen = draw.sample(examples, min(size, len(examples)))
         return [ids for example in chosen for ids in example]
     # The answers that are generated at once are shuffled before they are divided into batches.
-    num_prompts = _rows_at_once(config, method) // method.num_generations
+    num_prompts = _rows_at_once(config, method) // method.answers_per_prompt
     prompts = draw.sample(examples, max(1, min(num_prompts, len(examples))))
     answers = [
         [*example[0], *[-1 - index] * method.max_completion_length]
         for example in prompts
-        for index in range(method.num_generations)
+        for index in range(method.answers_per_prompt)
     ]
     return draw.sample(answers, min(size, len(answers)))
 
 
-def _rows_at_once(config: TrainingConfig, method: GrpoConfig) -> int:
+def _rows_at_once(config: TrainingConfig, method: SampledOptions) -> int:
     return method.rows_at_once(
         config.per_device_train_batch_size, config.gradient_accumulation_steps
     )
@@ -214,9 +214,9 @@ def _in_every_batch(config: TrainingConfig, examples: Sequence[Any]) -> tuple[in
     first, last = min(rows), max(rows)  # in the order of their tokens: these two differ soonest
     common = min(_num_alike(first, last), *(len(row) - 1 for row in rows))
     num_rows, own, num_sharing = min(size * method.num_sequences, len(rows)), 0, 2
-    if isinstance(method, GrpoConfig):
+    if isinstance(method, SampledOptions):
         own, length = length, length + method.max_completion_length
-        num_sharing = max(1, method.num_generations * size // _rows_at_once(config, method))
+        num_sharing = max(1, method.answers_per_prompt * size // _rows_at_once(config, method))
     elif method.num_sequences == 2:
         own = 2 * length - _most_computed(examples, size)
     found = [(common, num_rows, None), (own, num_sharing, num_sharing)]

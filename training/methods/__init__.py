@@ -18,6 +18,7 @@ from tuneline.core.errors import DataError
 
 if TYPE_CHECKING:
     from training.config import TrainingConfig
+    from tuneline.models.source import ModelSource
 
 KIND_TITLES: dict[Kind, str] = {
     "answer": "prompts with an answer",
@@ -29,6 +30,10 @@ KIND_TITLES: dict[Kind, str] = {
 
 
 def _no_check(_config: TrainingConfig, _rows: Sequence[Row], _file: str) -> None:
+    """Check nothing."""
+
+
+def _no_models(_config: TrainingConfig, _base: ModelSource, _tokenizer: Any) -> None:
     """Check nothing."""
 
 
@@ -51,6 +56,9 @@ class Method:
     check: Callable[[TrainingConfig, Sequence[Row], str], None] = _no_check
     """`(config, training rows, file)` -> refuses what cannot work, before a model is loaded; raises
     ConfigError."""
+    check_models: Callable[[TrainingConfig, ModelSource, Any], None] = _no_models
+    """`(config, base, tokenizer)` -> refuses models that do not go together, before one is loaded;
+    raises a TunelineError."""
     check_heldout: Callable[[Sequence[Row], str], None] = _any_heldout
     """`(held-out rows, file)` -> refuses rows that training and evaluation cannot compare; raises
     DataError."""

@@ -34,6 +34,8 @@ def require_trainer(config: TrainingConfig, tokenizer: Any, examples: Sequence[A
     method, is_full = find_method(config.method), config.finetuning_type == "full"
     if not examples or (is_full and config.method.type == "grpo"):
         return  # TRL would load the reference from the base's folder
+    if config.method.models():
+        return  # a teacher would be loaded
     largest = max(max(ids) for example in examples for ids in method.sequences(example))
     network = LlamaConfig(vocab_size=max(len(tokenizer), largest + 1), **TINY)
     is_causal = method.task_type == "CAUSAL_LM"

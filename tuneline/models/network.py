@@ -42,6 +42,8 @@ class Network:
     tied: bool
     tensors: Mapping[str, tuple[int, ...]]
     file_bytes: int
+    num_beside: int = 0
+    """Parameters of models that are in memory with this one in training."""
 
     @property
     def num_parameters(self) -> int:

@@ -105,6 +105,25 @@ def resolve_model(
     return _from_hub(name, revision, download)
 
 
+def find_model(
+    name: str,
+    *,
+    relative_to: Path | None = None,
+    revision: str | None = None,
+    download: bool = True,
+) -> ModelSource:
+    """Find a model as it is cached, so that a second search asks the network nothing.
+
+    The arguments and errors are those of `resolve_model`.
+    """
+    try:
+        return resolve_model(name, relative_to=relative_to, revision=revision, download=False)
+    except MissingError:
+        if not download:
+            raise
+    return resolve_model(name, relative_to=relative_to, revision=revision)
+
+
 def is_of_hub(model: ModelSource) -> bool:
     """Return whether a model lies in the cache of the Hugging Face Hub."""
     # REPO/snapshots/COMMIT, see huggingface_hub's guide on its cache.

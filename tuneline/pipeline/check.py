@@ -12,7 +12,7 @@ from tuneline.core.errors import ArtifactError
 from tuneline.pipeline.artifact_summary import summarize
 from tuneline.pipeline.lengths import require_rows_fit
 from tuneline.pipeline.plan import plan, select_stages
-from tuneline.pipeline.run_config import Run
+from tuneline.pipeline.run_config import Run, resolve_trained, training_config
 from tuneline.pipeline.search_checks import (
     require_figure,
     require_space,
@@ -62,15 +62,12 @@ def check_run(run: Run) -> CheckedRun:
     from serving import check_flags, require_memory
     from training import check_data, check_targets, require_metrics
     from tuneline.models.load import check_model
-    from tuneline.models.source import resolve_model
 
     config = run.config
     require_served_weights(run)
     require_metrics(evaluation_config(run))
     found = {"configuration": f"{run.path} is valid"}
-    base = resolve_model(
-        config.base_model, relative_to=run.path.parent, revision=config.base_revision
-    )
+    base = resolve_trained(run)
     found["base model"] = f"{base.name} ({short_digest(base.digest)})"
     if config.search.space:
         require_space(run, base)
@@ -137,13 +134,13 @@ def _training_memory(
     """
     from training import estimate_memory, estimate_sharing, training_line
 
-    config = run.config
-    sharing = estimate_sharing(config.training, dataset, base)
+    training = training_config(run)
+    sharing = estimate_sharing(training, dataset, base)
     found = {} if sharing is None else {"shared starts": str(sharing)}
     try:
         memory = estimate_memory(
-            config.training, base.path, serving_dtype=config.serving.dtype,
-            num_served_tokens=None, sharing=sharing,
+            training, base.path, serving_dtype=run.config.serving.dtype, num_served_tokens=None,
+            sharing=sharing,
         )  # fmt: skip
     except ArtifactError as error:
         return found | {"training memory": f"not known: {error.message}"}, []

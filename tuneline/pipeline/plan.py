@@ -19,7 +19,7 @@ from tuneline.core.files import MANIFEST
 from tuneline.core.verdict import REPEATED, read_verdict
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.keys import stage_keys
-from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.run_config import Run, resolve_base, training_config
 from tuneline.pipeline.stage import ADAPTER, DATASET, Made, Stage
 from tuneline.pipeline.stages import stages
 
@@ -173,7 +173,7 @@ def estimate_run(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
     if config.serving.max_model_len is not None and config.serving.max_num_seqs is not None:
         num_tokens = config.serving.max_model_len * config.serving.max_num_seqs
     estimate = partial(
-        estimate_memory, config.training, base.path, serving_dtype=config.serving.dtype,
+        estimate_memory, training_config(run), base.path, serving_dtype=config.serving.dtype,
         num_served_tokens=num_tokens,
     )  # fmt: skip
     try:
@@ -203,6 +203,6 @@ def _expected_sharing(run: Run, base: ModelSource) -> Any:
     from training import estimate_sharing
 
     try:
-        return estimate_sharing(run.config.training, open_artifact(dataset.path), base)
+        return estimate_sharing(training_config(run), open_artifact(dataset.path), base)
     except TunelineError:  # `up` and `check` report it
         return None

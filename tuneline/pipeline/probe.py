@@ -10,7 +10,7 @@ from typing import Any
 from tuneline.core.artifact import Artifact, open_artifact
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import plan
-from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.run_config import Run, resolve_trained
 from tuneline.pipeline.stage import DATASET
 from tuneline.pipeline.up import up
 
@@ -23,7 +23,7 @@ def probe_run(run: Run) -> tuple[dict[str, Any], list[str]]:
     Raises:
         TunelineError: The data or the base model cannot be used.
     """
-    base = resolve_base(run, download=True)
+    base = resolve_trained(run)
     (entry,) = plan(run, (DATASET,))
     if entry.state == "current" and entry.path is not None:
         return _probe(run, base, open_artifact(entry.path))

@@ -18,9 +18,8 @@ from training.config import DataConfig, EvaluationConfig, ReferenceConfig, Train
 from training.config.search import SearchConfig
 from tuneline.core.config import StrictModel, load_config
 from tuneline.core.config_problems import NAME
-from tuneline.core.errors import MissingError
 from tuneline.core.secrets import keys_with_passwords
-from tuneline.models.source import EMBEDDED, ModelSource, resolve_model
+from tuneline.models.source import EMBEDDED, ModelSource, find_model
 from tuneline.pipeline import DEFAULT_RUNS
 from tuneline.release.config import ReleaseConfig
 
@@ -137,24 +136,32 @@ def load_run(
     return Run(path, config, runs_dir / config.name, tuple(overrides))
 
 
+def training_config(run: Run) -> TrainingConfig:
+    """Return the section `training`, with the method's paths as this process sees them."""
+    config = run.config.training
+    method = config.method.resolved(run.path.parent)
+    return config.model_copy(update={"method": method})
+
+
+def resolve_trained(run: Run) -> ModelSource:
+    """Return the base model, and have the models that the method reads here too.
+
+    Raises:
+        MissingError: A model cannot be had.
+    """
+    run.config.training.method.models(run.path.parent, download=True)
+    return resolve_base(run, download=True)
+
+
 def resolve_base(run: Run, *, download: bool) -> ModelSource:
     """Return the base model as it is cached, so that a second `up` asks the network nothing.
 
     Raises:
         MissingError: The model is not cached, and `download` is false or does not find it.
     """
-
-    def resolve(download: bool) -> ModelSource:
-        return resolve_model(
-            run.config.base_model,
-            relative_to=run.path.parent,
-            revision=run.config.base_revision,
-            download=download,
-        )
-
-    try:
-        return resolve(False)
-    except MissingError:
-        if not download:
-            raise
-    return resolve(True)
+    return find_model(
+        run.config.base_model,
+        relative_to=run.path.parent,
+        revision=run.config.base_revision,
+        download=download,
+    )

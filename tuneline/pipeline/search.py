@@ -21,7 +21,7 @@ from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import select_stages
-from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.run_config import Run, resolve_trained
 from tuneline.pipeline.search_checks import (
     figure_hint,
     metric_of,
@@ -84,7 +84,7 @@ def search_run(run: Run, out: Path | None = None) -> Found:
     stage, figure = metric_of(run)
     folder, winner = run.dir / config.study, out or run.path.with_suffix(".best.yaml")
     require_winner(run, winner)
-    base = resolve_base(run, download=True)
+    base = resolve_trained(run)
     require_space(run, base)
     require_figure(run, _shared(run, folder, (DATASET,))[DATASET])
 

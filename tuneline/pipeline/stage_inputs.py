@@ -51,14 +51,18 @@ def data_inputs(run: Run, base: ModelSource) -> list[Input]:
 
 
 def training_inputs(run: Run, base: ModelSource) -> list[Input]:
-    """Return the base model, and the files that the training method reads.
+    """Return the base model, and the files and models that the training method reads.
 
     Raises:
-        DataError: One of them does not exist.
+        DataError: A file does not exist.
+        MissingError: A model cannot be had.
     """
-    names = run.config.training.method.files()
-    files = [entry for name in names for entry in _code_inputs(run, "training.method", name)]
-    return [*base_input(run, base), *files]
+    method = run.config.training.method
+    files = [
+        entry for name in method.files() for entry in _code_inputs(run, "training.method", name)
+    ]
+    models = [model.as_input("teacher") for model in method.models(run.path.parent)]
+    return [*base_input(run, base), *files, *models]
 
 
 def evaluation_inputs(run: Run, base: ModelSource) -> list[Input]:

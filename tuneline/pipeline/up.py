@@ -21,7 +21,7 @@ from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.follow import follow
 from tuneline.pipeline.plan import Planned, plan_stage, plan_stages, select_stages
-from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.run_config import Run, resolve_base, resolve_trained
 from tuneline.pipeline.server import LazyServer
 from tuneline.pipeline.stage import DATASET, Line, Made, OnHeldout, Stage
 
@@ -62,7 +62,7 @@ def up(
     from training import is_follower
 
     selected = select_stages(run, until)
-    base = resolve_base(run, download=True)
+    base = resolve_trained(run)
     if is_follower(run.config.training.launch):
         line = Line(run, base, LazyServer(run, base, ExitStack()).endpoint)
         return follow(run, selected, base, line)

@@ -37,6 +37,8 @@ class ReleaseConfig(StrictModel):
     base_license: str | None = None
     """Licence of the base model, such as Apache-2.0. If not given, it is read from the model card
     or the LICENSE file in the base model's folder."""
+    teacher_license: str | None = None
+    """Licence of the teacher of a distillation, found in the same way."""
     data_license: str | None = None
     """Licence of the data. If not given, it is read from the card or the LICENSE file next to the
     data."""

@@ -1,4 +1,4 @@
-"""Find the licences of the base model and of the data: run.yaml, a card, a LICENSE file."""
+"""Find the licences of the models and of the data: run.yaml, a card, a LICENSE file."""
 
 from __future__ import annotations
 
@@ -73,6 +73,15 @@ def base_license(run: Run, folder: Path) -> License | None:
     if given is not None:
         return _known(License(given.strip(), "run.yaml: release.base_license"))
     return _in_folder(folder)
+
+
+def teacher_license(run: Run) -> License | None:
+    """Return the licence of the teacher of a distillation; None if it is not known."""
+    given = run.config.release.teacher_license
+    if given is not None:
+        return _known(License(given.strip(), "run.yaml: release.teacher_license"))
+    found = [_in_folder(one.path) for one in run.config.training.method.models(run.path.parent)]
+    return found[0] if found else None
 
 
 def hub_license(name: str) -> dict[str, str]:

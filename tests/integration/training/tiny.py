@@ -35,30 +35,36 @@ def make_tokenizer(chat_template: str | None = CHATML, texts: Sequence[str] = ()
     return tokenizer
 
 
-def make_base(folder: Path, *, chat_template: str | None = CHATML, seed: int = 0) -> Path:
-    """Hidden size 64, two layers, head size 32; about 0.2 M parameters."""
+def make_base(
+    folder: Path,
+    *,
+    chat_template: str | None = CHATML,
+    seed: int = 0,
+    num_padded: int = 0,
+    **changes: Any,
+) -> Path:
+    """Hidden size 64, two layers, head size 32; about 0.2 M parameters.
+
+    Args:
+        num_padded: Rows of the embedding after the tokens; below 0, tokens without a row.
+        changes: Other values of config.json.
+    """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer(chat_template)
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            # Wide enough that a frozen, tied head can be sure of a token: logits reach 12.
-            initializer_range=0.2,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-        )
-    )
+    values = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        # Wide enough that a frozen, tied head can be sure of a token: logits reach 12.
+        "initializer_range": 0.2,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }  # fmt: skip
+    network = {**values, "vocab_size": len(tokenizer) + num_padded, **changes}
+    model = LlamaForCausalLM(LlamaConfig(**network))
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

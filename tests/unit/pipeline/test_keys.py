@@ -186,7 +186,7 @@ NOT_KEYED: dict[str, str] = {
     "k8s.training.resources": "cpu memory gpus shared_memory disk",
     # The gates read artifacts, and make none.
     "release": """metric threshold max_regression max_slowdown previous load_comparison base_license
-        data_license""",
+        teacher_license data_license""",
 }
 
 CHANGED: dict[str, Any] = {

@@ -1,9 +1,13 @@
 """The licence of a folder, and its name in the card that the Hub reads."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tuneline.pipeline.run_config import Run, RunConfig
+from tuneline.release.gates.licenses import judge_licenses
 from tuneline.release.licenses import _in_folder, hub_license
 
 APACHE = f"{' ' * 33}Apache License\n{' ' * 27}Version 2.0, January 2004"
@@ -46,3 +50,31 @@ def test_a_licence_that_is_changed_has_no_known_name(
 )
 def test_a_card_names_a_licence_as_the_hub_does(name: str, shown: dict[str, str]) -> None:
     assert hub_license(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("card", "given", "outcome", "said"),
+    [
+        ("---\nlicense: mit\n---\n", {}, "passed", "teacher MIT (README.md)"),
+        ("", {"teacher_license": "Apache-2.0"}, "passed", "teacher Apache-2.0 (run.yaml"),
+        ("", {}, "failed", "teacher unknown"),
+    ],
+)
+def test_a_release_names_the_licence_of_a_teacher(
+    tmp_path: Path, card: str, given: dict[str, Any], outcome: str, said: str
+) -> None:
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text("{}")
+    (teacher / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (teacher / "README.md").write_text(card)
+    method = {"type": "distillation", "teacher_model_name_or_path": "teacher"}
+    known = {"base_license": "MIT", "data_license": "MIT", **given}
+    config = RunConfig.model_validate(
+        {"name": "a", "base_model": "b", "data": {"path": "c"}, "training": {"method": method},
+         "release": known}
+    )  # fmt: skip
+    run = Run(tmp_path / "run.yaml", config, tmp_path / "runs" / "a")
+    proofs: Any = SimpleNamespace(run=run, base=SimpleNamespace(path=tmp_path))
+    found = judge_licenses(proofs)
+    assert found.outcome == outcome and said in found.observed

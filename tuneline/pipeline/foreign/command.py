@@ -22,7 +22,7 @@ from tuneline.pipeline.foreign.reading import WITHOUT_EFFECT
 
 SUFFIXES = (".sh", ".bash", ".slurm", ".sbatch")
 CONFIGURATIONS = (".yaml", ".yml", ".json")
-TRL_SCRIPTS = ("sft", "dpo", "kto", "orpo", "reward", "grpo", "rloo")
+TRL_SCRIPTS = ("sft", "dpo", "kto", "orpo", "reward", "grpo", "rloo", "distillation")
 PROGRAMS = {
     "swift": ("ms-swift", ("sft", "rlhf", "pt")),
     "trl": ("TRL", TRL_SCRIPTS),

@@ -28,6 +28,10 @@ QUIET = (
     "gradient_checkpointing_kwargs", "log_level", "bf16_full_eval", "ignore_bias_buffers",
 )  # fmt: skip
 """Keys that choose nothing about the result."""
+OF_A_DISTILLATION = (
+    "teacher_model_name_or_path", "teacher_model_revision", "temperature", "max_completion_length",
+)  # fmt: skip
+"""Options that only the script of a distillation has, or that GRPO has too."""
 
 
 def is_trl(values: Mapping[str, Any]) -> bool:
@@ -94,6 +98,10 @@ def _method(foreign: Foreign) -> None:
             "reward_funcs, num_generations: GRPO needs reward functions as file.py:function; set "
             "training.method"
         )
+    elif script == "distillation" or "teacher_model_name_or_path" in foreign.values:
+        foreign.choose("training.method.type", "distillation")
+        foreign.choose("training.method.beta", beta)
+        foreign.copy({name: f"training.method.{name}" for name in OF_A_DISTILLATION})
     elif script == "kto" or "desirable_weight" in foreign.values or losses in ("kto", ["kto"]):
         foreign.choose("training.method.type", "kto")
         foreign.choose("training.method.beta", beta)

@@ -59,6 +59,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "method": {"type": "grpo", "reward_funcs": "rewards.py:lower", "num_generations": 4,
                    "max_completion_length": 8},
     }),
+    "distillation": ("long_prompt", {
+        **TWICE, "eval_steps": 3,
+        "method": {"type": "distillation", "teacher_model_name_or_path": "teacher",
+                   "max_completion_length": 8},
+    }),
 }  # fmt: skip
 
 
@@ -139,7 +144,7 @@ def main(folder: Path, names: list[str]) -> None:
     from tests.integration.training.methods.datasets import REWARD_FILE, write_dataset
     from tests.integration.training.tiny import make_base
     from training.config import TrainingConfig
-    from training.methods import dpo, grpo, kto, orpo, reward, sft  # noqa: F401
+    from training.methods import distillation, dpo, grpo, kto, orpo, reward, sft  # noqa: F401
     from training.train import train_adapter
     from tuneline.models.source import resolve_model
 
@@ -149,6 +154,7 @@ def main(folder: Path, names: list[str]) -> None:
 
     def setting_up() -> None:
         make_base(folder / "base")
+        make_base(folder / "teacher", seed=1)
         (folder / "rewards.py").write_text(REWARD_FILE)
         for kind in {kind for kind, _ in CASES.values()}:
             write_dataset(folder / f"data-{kind}", kind, 13, 5)

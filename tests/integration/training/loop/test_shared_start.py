@@ -318,6 +318,10 @@ def _dataset(folder: Path, kind: str) -> Artifact:
 
 GRPO = {"num_generations": 4, "max_completion_length": 8, "reward_funcs": "rewards.py:lower",
         "beta": 0.1}  # fmt: skip
+OPTIONS: dict[str, dict[str, Any]] = {
+    "grpo": GRPO,
+    "distillation": {"teacher_model_name_or_path": "teacher", "max_completion_length": 8},
+}
 
 
 @pytest.mark.parametrize(
@@ -326,7 +330,8 @@ GRPO = {"num_generations": 4, "max_completion_length": 8, "reward_funcs": "rewar
      ("dpo", "preference", {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}),
      ("dpo", "preference", {"finetuning_type": "full", "learning_rate": 1e-3}),
      ("orpo", "preference", {}), ("reward", "preference", {}), ("kto", "label", {}),
-     ("grpo", "prompt", {"per_device_train_batch_size": 8})],
+     ("grpo", "prompt", {"per_device_train_batch_size": 8}),
+     ("distillation", "answer", {})],
 )  # fmt: skip
 def test_every_method_learns_the_same_from_shared_starts(
     method: str,
@@ -336,10 +341,11 @@ def test_every_method_learns_the_same_from_shared_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make_base(tmp_path / "base")
+    make_base(tmp_path / "teacher", seed=1)
     base = resolve_model("base", relative_to=tmp_path)
     dataset = _dataset(tmp_path / "dataset", kind)
     config = TrainingConfig.model_validate(
-        {"method": {"type": method, **(GRPO if method == "grpo" else {})},
+        {"method": {"type": method, **OPTIONS.get(method, {})},
          "num_train_epochs": 2, "per_device_train_batch_size": 4,
          "gradient_accumulation_steps": 1, "learning_rate": 3e-3, "logging_steps": 1,
          "gradient_checkpointing": False, "max_length": 256, "report_to": [],

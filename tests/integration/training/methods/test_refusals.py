@@ -26,11 +26,16 @@ TEXTS = [{"text": f"Once upon a time {i}."} for i in range(20)]
 PROMPTS = [{"prompt": f"Say {i}."} for i in range(20)]
 GRPO = {"type": "grpo", "reward_funcs": "rewards.py:lower", "max_completion_length": 8}
 
+DISTILLATION = {
+    "type": "distillation", "teacher_model_name_or_path": "teacher", "max_completion_length": 8,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("refusals")
     make_base(folder / "base")
+    make_base(folder / "teacher", seed=1)
     (folder / "rewards.py").write_text(REWARD_FILE)
     (folder / "broken.py").write_text("import no_such_module\n")
     return folder
@@ -66,6 +71,7 @@ def _check(
         (LABELS, {"type": "kto"}, "a chat model"),
         (PROMPTS, GRPO, "a chat model"),
         (ANSWERS, GRPO, "a chat model"),
+        (ANSWERS, DISTILLATION, "a chat model"),
         (ANSWERS, {"type": "sft", "loss_type": "dft"}, "a chat model"),
         (PAIRS, {"type": "dpo", "loss_type": "robust", "label_smoothing": 0.1}, "a chat model"),
     ],
@@ -85,7 +91,8 @@ def test_recipes_that_work_say_how_they_are_served(
         (ANSWERS, {"type": "dpo"}, "dpo expects preference pairs", "{type: sft}"),
         (ANSWERS, {"type": "kto"}, "kto expects answers with a label", "{type: sft}"),
         (LABELS, {"type": "orpo"}, "rows are answers with a label", "{type: kto}"),
-        (PROMPTS, {"type": "sft"}, "rows are prompts without an answer", "{type: grpo}"),
+        (PROMPTS, {"type": "sft"}, "rows are prompts without an answer",
+         "{type: grpo} (or distillation)"),
         (PAIRS, GRPO, "grpo expects prompts without an answer or prompts with an answer",
          "{type: dpo}"),
         (LABELS[::2], {"type": "kto"}, "no row of 10 has the label false", "{type: sft}"),
@@ -95,6 +102,8 @@ def test_recipes_that_work_say_how_they_are_served(
          "line 1: fields 'chosen' and 'rejected' are equal", ""),
         (TEXTS, {"type": "sft"}, "heldout.jsonl: no row has an answer; expected rows with prompt "
          "and answer", "data.heldout_path with rows that have a prompt and an answer"),
+        (PROMPTS, DISTILLATION, "heldout.jsonl: no row has an answer", "data.heldout_path"),
+        (PAIRS, DISTILLATION, "distillation expects prompts without an answer", "{type: dpo}"),
         (PROMPTS[:1], GRPO, "has 1 prompts; a step takes 2", "gradient_accumulation_steps: 1"),
         (PROMPTS, {**GRPO, "max_completion_length": 120}, "line 1: the prompt has",
          "Set training.max_length:"),

@@ -120,6 +120,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "TRL", {"training.method.type": "kto", "training.finetuning_type": "full"}, [], [],
         ),
         (
+            "trl distillation --model_name_or_path owner/model --dataset_name a.jsonl "
+            "--teacher_model_name_or_path owner/large --max_completion_length 64 --beta 0.5",
+            "TRL",
+            {
+                "training.method.type": "distillation", "training.method.beta": 0.5,
+                "training.method.teacher_model_name_or_path": "owner/large",
+                "training.method.max_completion_length": 64, "training.learning_rate": 1e-6,
+            },
+            [], ["beta", "teacher"],
+        ),
+        (
             "torchrun --nproc-per-node=1 src/train.py --stage rm --model_name_or_path owner/model "
             "--do_train --dataset owner/pairs --finetuning_type lora > log 2> err",
             "LLaMA-Factory", {"training.method.type": "reward"}, [], ["nproc", "log", "do_train"],
