@@ -341,6 +341,12 @@ def _to_serve(
         if starts:
             require_memory(config, target, is_start=True)
         return config, _Target(resolve_model(str(target))), target.resolve().name
+    if str(target).startswith(("http:/", "https:/")):
+        url = str(target).replace(":/", "://", 1)  # a Path has joined the slashes
+        raise ConfigError(
+            f"{url}: is a URL; expected a run.yaml or a model folder",
+            hint=f"Try: tuneline chat --url {shlex.quote(url)}",
+        )
     if not target.exists() and target.suffix not in (".yaml", ".yml"):
         raise ConfigError(
             f"{target}: no such file or folder; expected a run.yaml or a model folder",

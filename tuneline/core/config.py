@@ -198,8 +198,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             hint="Check the path. For a first run.yaml: tuneline init --data FILE --base MODEL",
         ) from None
     except IsADirectoryError:
+        found = next(iter(sorted(path.glob("*.y*ml"))), path / "run.yaml")
         raise ConfigError(
-            f"{path}: is a directory; expected a run.yaml", hint=f"Try: {path}/run.yaml"
+            f"{path}: is a directory; expected a run.yaml", hint=f"Try: {found}"
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start}: not UTF-8 text") from None

@@ -223,6 +223,12 @@ def _from_hub(name: str, revision: str | None, download: bool) -> ModelSource:
     ) as e:
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(Path(hub.constants.HF_HUB_CACHE)) from e
+        if not download and isinstance(e, hub.errors.LocalEntryNotFoundError):
+            raise MissingError(
+                f"model {at!r}: not a folder here, and not downloaded from the Hub yet",
+                hint="tuneline check RUN.yaml and tuneline up RUN.yaml download it. Or check the "
+                "spelling.",
+            ) from None
         reason = str(e).strip().splitlines()[0]
         raise MissingError(
             f"model {at!r}: not a folder here, and not on the Hugging Face Hub ({reason})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -74,7 +75,7 @@ def check_run(run: Run) -> CheckedRun:
     weights = read_base(base.path)
     found["weights"] = f"{len(weights.tensors):,} tensors in {len(weights.shards):,} files"
     check_model(base.path, f"base model {base.name}")
-    found |= check_targets(config.training, base, as_adapter=serves_adapter(config))
+    is_served = config.training.method.answers_prompts or config.serving.pools
     longest = 0
 
     def fits(length: int) -> dict[str, str]:
@@ -82,9 +83,13 @@ def check_run(run: Run) -> CheckedRun:
         longest = length
         return require_rows_fit(config, base, length)
 
-    found |= check_data(config.training, base, config.data, run.path.parent, fits)
-    if config.training.method.answers_prompts or config.serving.pools:
-        found["vLLM flags"] = check_flags(config.serving)
+    # vLLM's parser is another process, which takes seconds to start: as long as torch does here.
+    with ThreadPoolExecutor(1) as pool:
+        flags = pool.submit(check_flags, config.serving) if is_served else None
+        found |= check_targets(config.training, base, as_adapter=serves_adapter(config))
+        found |= check_data(config.training, base, config.data, run.path.parent, fits)
+    if flags is not None:
+        found["vLLM flags"] = flags.result()
         reduced = config.export.merge.quantize is not None and config.serving.mode == "merged"
         found["server memory"] = require_memory(
             config.serving, base.path, knows_weights=not reduced

@@ -518,6 +518,19 @@ def test_serve_says_how_a_model_of_the_hub_is_downloaded(tmp_path: Path) -> None
     assert "hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B" in done.stderr
 
 
+def test_the_url_of_a_server_is_an_option_of_chat(tmp_path: Path) -> None:
+    done = tuneline("chat", "http://127.0.0.1:8000", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Try: tuneline chat --url http://127.0.0.1:8000" in done.stderr
+
+
+def test_a_plan_says_which_commands_download_the_base(tmp_path: Path) -> None:
+    done = tuneline("plan", EXAMPLE, "--set", "base_model=team/not-here", cwd=tmp_path)
+    assert done.returncode == 4
+    assert "'team/not-here': not a folder here, and not downloaded" in done.stderr
+    assert "tuneline check RUN.yaml and tuneline up RUN.yaml download it" in done.stderr
+
+
 def test_serving_beyond_loopback_needs_a_key(tmp_path: Path) -> None:
     base = EXAMPLE.parents[1] / "tiny-base"
     done = tuneline("serve", base, "--host", "0.0.0.0", cwd=tmp_path)  # noqa: S104

@@ -168,7 +168,10 @@ def test_a_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
 def test_missing_directory_and_not_utf8(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.yaml", Outer)
-    with pytest.raises(ConfigError, match="is a directory"):
+    with pytest.raises(ConfigError, match=r"is a directory.*\n.*Try: .*/run.yaml"):
+        load_config(tmp_path, Outer)
+    (tmp_path / "tickets.yml").touch()
+    with pytest.raises(ConfigError, match=r"Try: .*/tickets.yml"):
         load_config(tmp_path, Outer)
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
     with pytest.raises(ConfigError, match="byte 9: not UTF-8"):

@@ -97,6 +97,8 @@ def hint_for(path: Path) -> str | None:
         return "The file is Parquet; give its name the suffix .parquet."
     if head.startswith(b"PK\x03\x04"):
         return "The file is a zip archive or an Excel workbook. Unpack it, or save it as CSV."
+    if head.startswith(b"%PDF"):
+        return "The file is a PDF; expected rows, such as a JSON object in each line."
     if head.startswith(b"\x1f\x8b") and path.suffix.lower() != ".gz":
         return "The file is compressed with gzip; give its name the suffix .gz."
     if head.startswith(b"\x28\xb5\x2f\xfd") and path.suffix.lower() != ".zst":

@@ -185,6 +185,7 @@ JAPANESE = "パスワードを忘れました,再設定してください\n"
         ("a.jsonl", as_parquet(ROWS), "the suffix .parquet"),
         ("a.jsonl", gzip.compress(b"{}", mtime=0), "the suffix .gz"),
         ("a.xlsx", b"PK\x03\x04 of a workbook", "an Excel workbook"),
+        ("a.pdf", b"%PDF-1.7 of a manual", "The file is a PDF; expected rows"),
         ("a.csv", "prompt,completion\nStraße,Grüße\n".encode("cp1252"), "iconv -f CP1252 "),
         ("a.csv", "prompt,completion\nRównież,a\n".encode("cp1250"), "iconv -f CP1250 "),
         ("a.csv", b"prompt,completion\ra,b\r", "tr '\\r' '\\n' < "),
