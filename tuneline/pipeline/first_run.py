@@ -12,6 +12,7 @@ from tuneline.core.environment import gpu_names
 from tuneline.core.errors import ArtifactError
 from tuneline.core.free_memory import free_host_bytes
 from tuneline.models.context import context_length
+from tuneline.models.network import read_network
 from tuneline.models.source import ModelSource, computed_dtype
 from tuneline.pipeline.choices import Choice, relative_path, run_name, write_choices
 
@@ -28,6 +29,14 @@ UNLIMITED_CONTEXT = 4096
 ROWS_PER_STEP = 16
 STEPS_PER_EPOCH = 20
 """At least; smaller data gets smaller steps."""
+FEW_ROWS = 500
+LEAST_STEPS = 200
+"""Steps that a new adapter gets by more epochs, if the rows are few."""
+MOST_EPOCHS = 10
+LEARNED_ANEW = ("answer", "text")
+"""Kinds of rows that teach something new. Preferences and rewards move a model a little."""
+USUAL_WIDTH = 2048
+"""The hidden size from which on the default learning rate fits."""
 
 
 def write_first_run(
@@ -95,19 +104,23 @@ def _heldout_choices(heldout: Mapping[str, str], facts: DataFacts) -> list[Choic
     if heldout:
         reason = "Lies with the data; its name says that it is not for training."
         return [Choice(f"data.{key}", value, reason) for key, value in heldout.items()]
-    share = _heldout_share(facts)
-    reason = "A tenth of the prompts" if share == 0.1 else "About 2,000 prompts"
-    why = "; enough to tell accuracies apart by 2 points." if share != 0.1 else "."
-    return [Choice("data.heldout_fraction", share, f"{reason}, by a hash of seed and prompt{why}")]
+    share, reason = _heldout_share(facts)
+    return [Choice("data.heldout_fraction", share, reason)]
 
 
-def _heldout_share(facts: DataFacts) -> float:
-    rows = facts.counts.num_kept
-    return 0.1 if rows <= 20_000 else max(round(2000 / rows, 4), 0.0001)
+def _heldout_share(facts: DataFacts) -> tuple[float, str]:
+    """Return the share of the prompts that is held out, and the reason."""
+    rows, how = facts.counts.num_kept, "by a hash of seed and prompt"
+    if rows < FEW_ROWS:
+        return 0.2, f"A fifth of the prompts, {how}; a tenth of so few tells little."
+    if rows <= 20_000:
+        return 0.1, f"A tenth of the prompts, {how}."
+    share = max(round(2000 / rows, 4), 0.0001)
+    return share, f"About 2,000 prompts, {how}; enough to tell accuracies apart by 2 points."
 
 
 def _num_held_out(heldout: Mapping[str, str], facts: DataFacts) -> int:
-    return 0 if heldout else round(facts.counts.num_kept * _heldout_share(facts))
+    return 0 if heldout else round(facts.counts.num_kept * _heldout_share(facts)[0])
 
 
 def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> list[Choice]:
@@ -133,19 +146,19 @@ def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> 
     if facts.kind == "prompt":
         rows_per_step = ROWS_PER_STEP  # a multiple of the answers per prompt
     batch, memory, automatic = _batch(methods, max_length, rows_per_step, base)
-    epochs = 3 if rows < 10_000 else 2 if rows < 100_000 else 1
     new_tokens = _up(max(facts.longest_answer * slack, sampled, 16) * 1.25, 16)
     served = min(_up(facts.longest_prompt * slack + new_tokens, 64), context)
     accumulation = max(rows_per_step // batch, 1)
+    steps = -(-num_trained // (batch * accumulation))
     return [
         *methods,
         Choice("training.max_length", max_length, f"Fits {fits}"),
-        Choice("training.num_train_epochs", epochs, f"{rows:,} rows."),
+        *_learning_rate(facts, base),
+        *_epochs(facts, steps),
         Choice("training.per_device_train_batch_size", batch, memory),
         Choice(
             "training.gradient_accumulation_steps", accumulation,
-            f"{batch * accumulation} rows per step, so that an epoch has about "
-            f"{-(-num_trained // (batch * accumulation)):,} steps.",
+            f"{batch * accumulation} rows per step, so that an epoch has about {steps:,} steps.",
         ),
         *automatic,
         Choice("evaluation.max_new_tokens", new_tokens, "A quarter more than the longest answer."),
@@ -160,6 +173,38 @@ def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> 
         Choice("loadtest.max_tokens", min(new_tokens, 64), "The longest answer under load."),
         *_client_lag(),
     ]  # fmt: skip
+
+
+def _learning_rate(facts: DataFacts, base: ModelSource) -> list[Choice]:
+    """Return the learning rate of a base that is narrower than those that the default fits."""
+    try:
+        width = read_network(base.path).hidden_size
+    except ArtifactError:  # its files name no sizes
+        return []
+    if facts.kind not in LEARNED_ANEW or width >= USUAL_WIDTH:
+        return []
+    usual = TrainingConfig().learning_rate
+    reason = (
+        f"{usual} x {USUAL_WIDTH} / {width}: Adam's rate goes by the inverse of the hidden size "
+        "(Yang et al., 2022, arXiv:2203.03466)."
+    )
+    return [Choice("training.learning_rate", float(f"{usual * USUAL_WIDTH / width:.1g}"), reason)]
+
+
+def _epochs(facts: DataFacts, steps: int) -> list[Choice]:
+    """Return the epochs, and that the best one is kept if they are more than usual."""
+    rows = facts.counts.num_kept
+    usual = 3 if rows < 10_000 else 2 if rows < 100_000 else 1
+    wanted = min(-(-LEAST_STEPS // max(steps, 1)), MOST_EPOCHS)
+    if facts.kind not in LEARNED_ANEW or wanted <= usual:
+        return [Choice("training.num_train_epochs", usual, f"{rows:,} rows.")]
+    few = f"{rows:,} rows make {steps:,} steps per epoch, and {LEAST_STEPS} steps are wanted"
+    few += f"; at most {MOST_EPOCHS} epochs." if wanted == MOST_EPOCHS else "."
+    best = "Many epochs can learn few rows by heart: the one with the best held-out loss is kept."
+    return [
+        Choice("training.num_train_epochs", wanted, few),
+        Choice("training.load_best_model_at_end", True, best),
+    ]
 
 
 def _client_lag() -> list[Choice]:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from tests.commands import tuneline_here
-from training import check_data
+from training import DataFacts, check_data
+from training.data.rows import Counts
 from tuneline.core.config import load_config
 from tuneline.core.environment import gpu_names
 from tuneline.models.source import embedded_base, resolve_model
+from tuneline.pipeline import first_run
 from tuneline.pipeline.check import check_run
 from tuneline.pipeline.run_config import RunConfig, load_run
 
@@ -59,9 +61,34 @@ def test_the_kind_of_rows_chooses_the_method(
     answer = 256 if method == "grpo" else 0
     assert 0 <= config.training.max_length - longest - answer < 64
     assert config.evaluation.max_new_tokens >= answer
-    assert config.data.heldout_fraction == 0.1
+    assert config.data.heldout_fraction == 0.2
     text = (tmp_path / "run.yaml").read_text()
     assert f"60 rows of kind {kind}" in text
+    # The base has a hidden size of 256, and few rows make few steps.
+    training, is_new = config.training, method == "sft"
+    assert training.num_train_epochs == (10 if is_new else 3)
+    assert training.load_best_model_at_end == is_new
+    assert (training.learning_rate == 2e-3) == is_new
+    assert ("0.0002 x 2048 / 256" in text) == is_new
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "epochs", "reason"),
+    [
+        (60, 10, "60 rows make 4 steps per epoch, and 200 steps are wanted; at most 10 epochs."),
+        (400, 8, "400 rows make 25 steps per epoch, and 200 steps are wanted."),
+        (2_000, 3, "2,000 rows."),
+        (20_000, 2, "20,000 rows."),
+        (200_000, 1, "200,000 rows."),
+    ],
+)
+def test_few_rows_are_read_more_often(num_rows: int, epochs: int, reason: str) -> None:
+    facts = DataFacts(Counts(num_rows), "answer", 90, 80, 60, 30, num_rows)
+    chosen, *others = first_run._epochs(facts, -(-num_rows // 16))
+    assert (chosen.value, chosen.reason) == (epochs, reason)
+    assert [choice.key for choice in others] == (
+        ["training.load_best_model_at_end"] if epochs > 3 else []
+    )
 
 
 def test_the_written_run_passes_its_check(tmp_path: Path) -> None:
@@ -138,7 +165,7 @@ def test_rows_that_cannot_be_read_are_dropped_in_the_run_too(tmp_path: Path) -> 
     # A tenth of 60 rows is held out, and no row counts that was not read.
     assert "60 rows of kind answer" in text
     assert "random sample" not in text
-    assert "3 rows per step, so that an epoch has about 18 steps." in text
+    assert "3 rows per step, so that an epoch has about 16 steps." in text
 
 
 def test_the_held_out_rows_of_the_example_are_found(tmp_path: Path) -> None:
