@@ -162,7 +162,7 @@ def test_rows_that_cannot_be_read_are_dropped_in_the_run_too(tmp_path: Path) -> 
     assert json.loads(done.stdout)["num_rows"] == 60
     assert load_config(tmp_path / "run.yaml", RunConfig).data.bad_rows == "drop"
     text = (tmp_path / "run.yaml").read_text()
-    # A tenth of 60 rows is held out, and no row counts that was not read.
+    # A fifth of 60 rows is held out, and no row counts that was not read.
     assert "60 rows of kind answer" in text
     assert "random sample" not in text
     assert "3 rows per step, so that an epoch has about 16 steps." in text
