@@ -6,12 +6,11 @@ lacks ends it at the first request.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from serving.middleware.access_log import say
 from serving.middleware.asgi import App, Scope
-from serving.middleware.inner import call_inner
+from serving.middleware.inner import call_inner, words_of
 
 FAILS = "the model cannot be served: its first request fails"
 PROMPT = "a a a"
@@ -40,15 +39,8 @@ async def why_no_answer(app: App, model: str, given: Scope, *, pools: bool) -> s
         return f"{type(error).__name__}: {error}"
     if status == 200:
         return None
-    said = _message(body)
+    said = words_of(body)
     if status >= 500:
         return f"status {status}: {said}"
     say(f"the first request, of the server itself, is refused with {status}: {said}")
     return None
-
-
-def _message(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body.decode("utf-8", "replace")[:500]

@@ -49,3 +49,12 @@ async def call_inner(
 
     await app(scope, receive, send)
     return status, b"".join(parts)
+
+
+def words_of(body: bytes) -> str:
+    """Return the message of an error of vLLM, on one line."""
+    try:
+        message = str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = body.decode("utf-8", "replace")
+    return " ".join(message.split())[:500]

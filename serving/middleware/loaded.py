@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from serving.middleware.body import Refusal
+from serving.middleware.inner import words_of
 from tuneline.core.errors import ArtifactError, ServerError
 
 Call = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, bytes]]]
@@ -45,7 +46,7 @@ class LoadedAdapters:
         if status != 200:
             self._names.discard(hidden)
             name = hidden.partition("@")[0]
-            raise ArtifactError(f"{name}: vLLM refuses the adapter: {_message(body)}")
+            raise ArtifactError(f"{name}: vLLM refuses the adapter: {words_of(body)}")
 
     async def unload(self, hidden: str) -> None:
         """Unload an adapter, if vLLM may have it; the adapter stays if vLLM does not answer."""
@@ -64,7 +65,7 @@ class LoadedAdapters:
         """
         status, body = await self._ask("/v1/chat/completions", fields)
         if status != 200:
-            raise ServerError(f"{fields['model']}: status {status}: {_message(body)}")
+            raise ServerError(f"{fields['model']}: status {status}: {words_of(body)}")
         answer: dict[str, Any] = json.loads(body)
         return answer
 
@@ -80,11 +81,3 @@ class LoadedAdapters:
             raise ServerError(str(refusal)) from None
         except Exception as error:  # a boundary: vLLM's routes may raise anything
             raise ServerError(f"vLLM fails: {type(error).__name__}: {error}") from error
-
-
-def _message(body: bytes) -> str:
-    try:
-        message = str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = body.decode("utf-8", "replace")
-    return " ".join(message.split())[:500]
