@@ -26,6 +26,7 @@ from serving.vectors import (
     ask_all,
     first_route,
     longest_prompt,
+    no_answer,
     proof_texts,
     route_url,
 )
@@ -334,8 +335,7 @@ def _entry(answer: Any, url: str) -> tuple[list[float], int, str | None]:
         tokens = int(answer["usage"]["prompt_tokens"])
         return [float(value) for value in listed], tokens, entry.get("label")
     except (KeyError, TypeError, ValueError, StopIteration, AttributeError):
-        shown = json.dumps(answer, default=str)[:200]
-        raise ServerError(f"{url}: gives no score: {shown}") from None
+        raise no_answer("score", answer, url) from None
 
 
 def _rerank_problems(
@@ -357,8 +357,7 @@ def _rerank_problems(
         given = [(int(row["index"]), float(row["relevance_score"])) for row in answer["results"]]
         served = [[score] for _, score in sorted(given)]
     except (KeyError, TypeError, ValueError):
-        shown = json.dumps(answer, default=str)[:200]
-        raise ServerError(f"{url}: gives no ranks: {shown}") from None
+        raise no_answer("ranks", answer, url) from None
     problems = []
     most = limit * _scale(own) * SLOPES[classifier.pair_activation]
     if sorted(index for index, _ in given) != list(range(len(documents))):

@@ -8,18 +8,19 @@ the same ids.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from serving.config import ServedParityConfig
+from serving.vectors import ask_all, no_answer, route_url
 from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ArtifactError, ServerError
+from tuneline.core.errors import ArtifactError
 from tuneline.core.openai_client import openai_client
-from tuneline.core.progress import logger, progress
+from tuneline.core.progress import logger
 
 REWARDS_FILE = "rewards.json"
 MAX_DIFFERENCE = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 1e-1}
@@ -92,22 +93,14 @@ def compare_served_rewards(
     expected, sequences = _read_scores(preferences)
     spread = _spread(expected)
     expected, sequences = expected[:num_answers], sequences[:num_answers]
-    found: list[float] = []
+    url = route_url(endpoint, route)
     with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
 
         def score(token_ids: list[int]) -> float:
             body = {"model": endpoint.model, "input": [token_ids], "use_activation": False}
-            url = f"{endpoint.url.removesuffix('/v1')}/{route}"
-            answer: Any = client.post(url, cast_to=object, body=body)
-            return _score_of(answer, endpoint.url)
+            return _score_of(client.post(url, cast_to=object, body=body), url)
 
-        with (
-            ThreadPoolExecutor(config.concurrency) as pool,
-            progress("served rewards", len(sequences), "answers") as advance,
-        ):
-            for one in pool.map(score, sequences):
-                found.append(one)
-                advance(len(found))
+        found = ask_all(score, sequences, config.concurrency, "served rewards")
     limit = max(MAX_DIFFERENCE[one] for one in {*formats, preferences.manifest.metrics["dtype"]})
     return compare_rewards(expected, found, limit, spread), found
 
@@ -124,6 +117,8 @@ def recheck_rewards(proof: Artifact, preferences: Artifact) -> list[str]:
     try:
         stated: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found, limit = [float(one) for one in stated.pop("rewards")], float(stated["limit"])
+        if not all(map(math.isfinite, found)):
+            raise ValueError("a score is not finite")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ArtifactError(f"{path}: does not hold the scores of a served model") from None
     expected, _ = _read_scores(preferences)
@@ -186,8 +181,10 @@ def _read_scores(preferences: Artifact) -> tuple[list[float], list[list[int]]]:
 def _score_of(answer: Any, url: str) -> float:
     try:
         (entry,) = answer["data"]
-        (value,) = entry["data" if "data" in entry else "probs"]
-        return float(value)
+        (value,) = map(float, entry["data" if "data" in entry else "probs"])
     except (KeyError, TypeError, ValueError):
-        shown = json.dumps(answer, default=str)[:200]
-        raise ServerError(f"{url}: gives no score of a reward model: {shown}") from None
+        raise no_answer("score of a reward model", answer, url) from None
+    # No comparison with NaN is true, so it would be lost in a maximum.
+    if not math.isfinite(value):
+        raise no_answer("finite score", answer, url)
+    return value

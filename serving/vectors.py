@@ -304,7 +304,7 @@ def _asking(
             (entry,) = answer["data"]
             return float(entry["score"])
         except (KeyError, TypeError, ValueError):
-            raise _no_answer("score", answer, route_url(endpoint, SCORE)) from None
+            raise no_answer("score", answer, route_url(endpoint, SCORE)) from None
 
     route = first_route(ROUTES, lambda one: ask_at(one, TEXTS[0]))
     has_score = first_route((SCORE,), lambda _: score((TEXTS[0], TEXTS[1]))) is not None
@@ -343,8 +343,9 @@ def _read_answer(answer: Any, url: str) -> tuple[list[float], int]:
         values = entry["embedding" if "embedding" in entry else "data"]
         return [float(value) for value in values], int(answer["usage"]["prompt_tokens"])
     except (KeyError, TypeError, ValueError):
-        raise _no_answer("vector", answer, url) from None
+        raise no_answer("vector", answer, url) from None
 
 
-def _no_answer(what: str, answer: Any, url: str) -> ServerError:
+def no_answer(what: str, answer: Any, url: str) -> ServerError:
+    """Return the error of an answer without a vector or a score."""
     return ServerError(f"{url}: gives no {what}: {json.dumps(answer, default=str)[:200]}")
