@@ -1,7 +1,8 @@
-"""Fields of OpenAI's API that vLLM drops without a word, although the answer would need them.
+"""Fields of OpenAI's API that vLLM drops, or reads as something else, without a word.
 
 A client that sends one of them would take the answer for another: a conversation without its
-history, a text in place of speech. Fields that only save money or time have no row.
+history, a text in place of speech, the vector of other tokens. Fields that only save money or time
+have no row.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ HOSTED = frozenset({
 """Types of tools that run at OpenAI. vLLM shows the model none of them."""
 NO_SPEECH = "The server answers with text only."
 NO_MODERATION = "The server moderates nothing."
+ONLY_TEXTS = (
+    "Expected texts. Clients send ids of OpenAI's tokenizer here, which are other tokens of this "
+    "model; set check_embedding_ctx_length=False in LangChain. /pooling takes ids of this model."
+)
 
 
 def _is_given(value: Any) -> bool:
@@ -32,6 +37,11 @@ def _is_hosted(value: Any) -> bool:
     tools = value if isinstance(value, list) else []
     kinds = [tool.get("type") for tool in tools if isinstance(tool, dict)]
     return any(isinstance(kind, str) and _plain(kind) in HOSTED for kind in kinds)
+
+
+def _is_token_ids(value: Any) -> bool:
+    """Return whether an input is a list of ids, or a list of such lists."""
+    return isinstance(value, list) and any(isinstance(one, int | list) for one in value)
 
 
 def _plain(kind: str) -> str:
@@ -56,13 +66,14 @@ LOST: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "moderation": (_is_given, NO_MODERATION),
         "tools": (_is_hosted, "A tool of this type runs at OpenAI; expected function tools."),
     },
+    "/v1/embeddings": {"input": (_is_token_ids, ONLY_TEXTS)},
     "/v1/messages": {"mcp_servers": (_is_given, "The server calls no MCP servers.")},
 }  # fmt: skip
-"""By route and field: when a value is lost, and what to tell the client."""
+"""By route and field: when the value's meaning is lost, and what to tell the client."""
 
 
 def refuse_lost_fields(path: str, fields: dict[str, Any]) -> None:
-    """Check that vLLM would not drop a field that the answer needs.
+    """Check that vLLM would not drop or misread a field that the answer needs.
 
     Raises:
         Refusal: It would (400).

@@ -94,6 +94,22 @@ def test_the_openai_client_gets_the_vectors_of_the_model(
     assert tokens_of(server, "ops") - before == 3 * floats.usage.total_tokens
 
 
+def test_langchain_gets_the_vectors_of_texts(
+    server: RunningServer, keys: dict[str, str], base: ModelSource
+) -> None:
+    from langchain_openai import OpenAIEmbeddings
+
+    client = OpenAIEmbeddings(
+        model="tickets", base_url=server.endpoint.url, api_key=keys["ops"],  # type: ignore[arg-type]
+        check_embedding_ctx_length=False,
+    )  # fmt: skip
+    for own, vector in zip(own_vectors(base), client.embed_documents(TEXTS), strict=True):
+        assert vector == pytest.approx(own, abs=1e-4)
+    # By default it sends ids of OpenAI's tokenizer.
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        client_of(server, keys["ops"]).embeddings.create(model="tickets", input=[[5, 6], [7]])
+
+
 def proof_endpoint(server: RunningServer, keys: dict[str, str]) -> Endpoint:
     return Endpoint(server.endpoint.url, "tickets", keys["ops"])
 

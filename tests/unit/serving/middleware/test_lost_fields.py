@@ -54,6 +54,25 @@ def test_a_field_that_would_be_lost_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("path", "given", "status"),
+    [
+        ("/v1/embeddings", [[5, 6], [7]], 400),  # as LangChain's OpenAIEmbeddings sends them
+        ("/v1/embeddings", [5, 6], 400),
+        ("/v1/embeddings", ["a", "b"], 200),
+        ("/v1/embeddings", "a", 200),
+        ("/pooling", [[5, 6]], 200),
+    ],
+)
+def test_embeddings_take_no_ids_of_another_tokenizer(
+    inner: Inner, monkeypatch: pytest.MonkeyPatch, path: str, given: Any, status: int
+) -> None:
+    monkeypatch.setenv("TUNELINE_SETTINGS", json.dumps({"routes": ["embeddings", "pooling"]}))
+    answer = ask(TunelineMiddleware(inner), path, {"model": "m", "input": given})
+    assert answer.status == status
+    assert (b"check_embedding_ctx_length=False" in answer.body) == (status == 400)
+
+
+@pytest.mark.parametrize(
     ("path", "fields"),
     [
         (CHAT, {"audio": None, "modalities": ["text"], "functions": [], "store": True}),
