@@ -192,6 +192,8 @@ def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str
         return f"is called {other_names[key]} here"
     near = difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.75)
     near = near or _same_keys(_paths(model), key)[:3]
+    if not near and "extra_args" in known.model_fields:
+        return f"unknown key (a flag of vLLM belongs below extra_args: extra_args.{key})"
     near = near or difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.5)
     if near:
         return f"unknown key (did you mean {' or '.join(near)}?)"

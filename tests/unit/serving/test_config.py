@@ -50,6 +50,12 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
         validate_config(ServingConfig, {"max_model_length": 10}, "serving")
 
 
+@pytest.mark.parametrize("key", ["kv_cache_dtype", "tool_call_parser", "enable_prefix_caching"])
+def test_a_flag_of_vllm_is_shown_its_place(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}: unknown key \(a flag of vLLM .*args\.{key}\)"):
+        validate_config(ServingConfig, {key: "x"}, "serving")
+
+
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
