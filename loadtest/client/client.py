@@ -26,7 +26,7 @@ from loadtest.client.host import cpu_s, host_times, steal_share, throttled_s
 from loadtest.client.http1 import Framer
 from loadtest.client.plan import Plan
 from loadtest.client.pool import Pool
-from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS, nap_ns
+from loadtest.client.read_pacing import MAX_NAP_NS, MIN_NAP_NS, event_gap_ns, nap_ns
 from loadtest.client.records import LEFT
 from loadtest.client.timer import KernelTimer
 from loadtest.routes.table import ROUTES
@@ -369,7 +369,7 @@ class Client(Pool):
         while self.next_tick_ns <= now_ns:
             self.check.loop_lags_ns.append(now_ns - self.next_tick_ns)
             self.next_tick_ns += TICK_NS
-        gap_ns = TICK_NS * len(self.running) // max(self.num_reads, 1)
+        gap_ns = event_gap_ns(TICK_NS, len(self.running), self.num_reads)
         mean_ns = None
         if self.plan.arrivals_s is None and self.first_ns is not None:
             # Before the first has ended: at least so long.

@@ -7,6 +7,14 @@ MIN_NAP_NS, MAX_NAP_NS = 250_000, 3_000_000
 CLOSED_NAP_SHARE = 50
 
 
+def event_gap_ns(span_ns: int, num_running: int, num_reads: int) -> int:
+    """Return the time between the events of a stream, by the reads of a span; 0 without a read.
+
+    A span in which all streams wait for their first token says nothing of the tokens that follow.
+    """
+    return span_ns * num_running // num_reads if num_reads else 0
+
+
 def nap_ns(gap_ns: int, mean_request_ns: int | None = None) -> int:
     """Return the time for which the client may sleep between looks at its sockets.
 

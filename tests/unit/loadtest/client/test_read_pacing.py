@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.client.read_pacing import nap_ns
+from loadtest.client.read_pacing import event_gap_ns, nap_ns
 
 MS = 1_000_000
 
@@ -23,3 +23,12 @@ def test_a_nap_follows_the_gap_and_the_request(
 ) -> None:
     mean_ns = None if mean_request_ms is None else round(mean_request_ms * MS)
     assert nap_ns(round(gap_ms * MS), mean_ns) == round(expected_ms * MS)
+
+
+@pytest.mark.parametrize(
+    ("num_running", "num_reads", "expected_ms"), [(4, 8, 10.0), (1, 10, 2.0), (3, 0, 0.0)]
+)
+def test_streams_without_a_token_yet_say_nothing_of_the_gap(
+    num_running: int, num_reads: int, expected_ms: float
+) -> None:
+    assert event_gap_ns(20 * MS, num_running, num_reads) == round(expected_ms * MS)
