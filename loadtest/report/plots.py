@@ -11,6 +11,7 @@ import numpy as np
 
 from loadtest.client.records import CANCELLED, SUCCEEDED
 from loadtest.judging.latency import latency_values
+from loadtest.studies.schema import have_tokens
 from tuneline.core.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def plot_loads(
     figure = Figure(figsize=(10, 4))
     left, right = figure.subplots(1, 2, gridspec_kw=TWO_PANELS)
     ordered = sorted(((probe.load, probe) for probe in probes), key=itemgetter(0))
-    for metric, name in (("ttft_s", "TTFT"), ("e2e_s", "end to end")):
+    latencies = [("ttft_s", "TTFT"), ("e2e_s", "end to end")]
+    of_tokens = have_tokens(probes)
+    for metric, name in latencies if of_tokens else latencies[1:]:
         shown = [
             (load, value)
             for load, probe in ordered
@@ -111,14 +114,15 @@ def plot_loads(
         if shown:
             left.plot(*zip(*shown, strict=True), marker="o", label=f"{name} {PLOTTED}")
     left.set(xlabel=label, ylabel="s")
-    tokens = [
-        (load, probe.output_tokens_per_s)
+    throughput = "output tokens/s" if of_tokens else "requests/s"
+    rates = [
+        (load, rate)
         for load, probe in ordered
-        if probe.output_tokens_per_s is not None
+        if (rate := probe.output_tokens_per_s if of_tokens else probe.succeeded_rps) is not None
     ]
-    if tokens:
-        right.plot(*zip(*tokens, strict=True), marker="o", label="output tokens/s")
-    right.set(xlabel=label, ylabel="output tokens/s")
+    if rates:
+        right.plot(*zip(*rates, strict=True), marker="o", label=throughput)
+    right.set(xlabel=label, ylabel=throughput)
     for axes in (left, right):
         for load, probe in ordered:
             if probe.verdict != Verdict.PASS:

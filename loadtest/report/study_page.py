@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -19,6 +19,7 @@ from loadtest.studies.schema import (
     Probe,
     SearchReport,
     SweepReport,
+    have_tokens,
 )
 from tuneline.core.artifact import Artifact
 from tuneline.core.page.blocks import (
@@ -188,11 +189,16 @@ def _knee_tiles(knee: Knee | None) -> tuple[Tile, ...]:
 def _probe_blocks(
     unit: str, probes: Sequence[Probe], knee: Knee | None = None
 ) -> tuple[Block, ...]:
+    of_tokens = have_tokens(probes)
+    latencies = [("TTFT p90", "ttft_s"), ("end to end p90", "e2e_s")][0 if of_tokens else 1 :]
+    throughput = "output tokens/s" if of_tokens else "succeeded/s"
     table = Table(
         "Probes, in their order",
-        (Column(unit, True), Column("verdict"), Column("requests", True), Column("TTFT p90", True),
-         Column("end to end p90", True), Column("output tokens/s", True)),
-        tuple(_probe_row(probe) for probe in probes),
+        (
+            Column(unit, True), Column("verdict"), Column("requests", True),
+            *(Column(name, True) for name, _ in latencies), Column(throughput, True),
+        ),
+        tuple(_probe_row(probe, dict(latencies).values(), of_tokens) for probe in probes),
     )  # fmt: skip
     ordered = sorted(probes, key=attrgetter("load"))
     x = Axis(unit, limits=(0.0, None))
@@ -203,31 +209,34 @@ def _probe_blocks(
             for probe in ordered
             if (value := probe.latency[metric].get("p90")) is not None
         ], "marked")
-        for name, metric in (("TTFT p90", "ttft_s"), ("end to end p90", "e2e_s"))
+        for name, metric in latencies
     ]  # fmt: skip
-    tokens = Series("output tokens/s", [
-        (probe.load, probe.output_tokens_per_s)
+    rates = Series(throughput, [
+        (probe.load, rate)
         for probe in ordered
-        if probe.output_tokens_per_s is not None
+        if (rate := _throughput(probe, of_tokens)) is not None
     ], "marked")  # fmt: skip
     plots = []
     if any(one.points for one in latency):
         y = Axis("latency", seconds, tick=short_seconds, limits=(0.0, None))
         plots.append(line_plot(f"Latency against {unit}", latency, x, y, rules=rules))
-    if tokens.points:
-        y = Axis("output tokens/s", limits=(0.0, None))
-        plots.append(line_plot(f"Throughput against {unit}", [tokens], x, y, rules=rules))
+    if rates.points:
+        y = Axis(throughput, limits=(0.0, None))
+        plots.append(line_plot(f"Throughput against {unit}", [rates], x, y, rules=rules))
     return (table, Plots(tuple(plots))) if plots else (table,)
 
 
-def _probe_row(probe: Probe) -> tuple[str, ...]:
+def _throughput(probe: Probe, of_tokens: bool) -> float | None:
+    return probe.output_tokens_per_s if of_tokens else probe.succeeded_rps
+
+
+def _probe_row(probe: Probe, metrics: Iterable[str], of_tokens: bool) -> tuple[str, ...]:
     return (
         _load(probe.load if probe.concurrency is None else probe.concurrency),
         probe.verdict + (" (ended early)" if probe.stopped_early else ""),
         str(probe.num_requests),
-        _seconds(probe.latency["ttft_s"].get("p90")),
-        _seconds(probe.latency["e2e_s"].get("p90")),
-        _or_dash(probe.output_tokens_per_s),
+        *(_seconds(probe.latency[metric].get("p90")) for metric in metrics),
+        _or_dash(_throughput(probe, of_tokens)),
     )
 
 

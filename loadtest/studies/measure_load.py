@@ -137,6 +137,7 @@ def summarize_load(load: Load, result: Result, stopped: bool) -> Probe:
         num_requests=stats.num_offered,
         latency={metric: stats.latencies[metric].percentiles for metric in METRICS},
         output_tokens_per_s=stats.throughput.output_tokens_per_s,
+        succeeded_rps=stats.throughput.succeeded_rps,
         mean_e2e_s=e2e_s,
         mean_e2e_s_ci95=e2e_ci95,
         error_rate=stats.failed.value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from loadtest.config import SLO
@@ -30,6 +31,8 @@ class Probe(Part):
     latency: dict[str, dict[str, float | None]]
     """Percentiles by metric, seconds: `{ttft_s: {p90: 0.2}}`."""
     output_tokens_per_s: float | None
+    succeeded_rps: float | None = None
+    """Requests that succeeded, per second."""
     mean_e2e_s: float | None = None
     """Mean end-to-end latency of the succeeded requests."""
     mean_e2e_s_ci95: tuple[float, float] | None = None
@@ -44,6 +47,11 @@ class Probe(Part):
     def load(self) -> float:
         """The rate of arrivals per second, or the number of streams."""
         return self.rate_rps if self.rate_rps is not None else float(self.concurrency or 0)
+
+
+def have_tokens(probes: Sequence[Probe]) -> bool:
+    """Return whether answers are streams of tokens, not documents with vectors or scores."""
+    return any(probe.output_tokens_per_s for probe in probes)
 
 
 class Capacity(Part):

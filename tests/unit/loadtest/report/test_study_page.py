@@ -35,20 +35,28 @@ def probe(streams: int) -> Probe:
 
 def searched(tmp_path: Path, **values: Any) -> Artifact:
     found: dict[str, Any] = {
-        "verdict": Verdict.PASS, "max_concurrency": 16, "highest_passed_concurrency": 16, **values,
+        "verdict": Verdict.PASS, "max_concurrency": 16, "highest_passed_concurrency": 16,
+        "probes": [probe(4), probe(16)], **values,
     }  # fmt: skip
     report = SearchReport(
         schema_version=5, problems=[], endpoint=ENDPOINT, inputs=[], slo=SLO(), axis="concurrency",
         max_rate_rps=None, lowest_failing_rate_rps=None, highest_passed_rps=None,
         knee=Knee(concurrency=16, low=4, high=None, mean_e2e_s=0.2, output_tokens_per_s=1600.0),
         confirmed=True, num_confirmations=1, interval_confidence=0.95, precision=None,
-        limited_by="max_concurrency", capacity=None, probes=[probe(4), probe(16)], environment={},
-        **found,
+        limited_by="max_concurrency", capacity=None, environment={}, **found,
     )  # fmt: skip
     with new_artifact(tmp_path / "search", "load-search", config=CONFIG) as draft:
         (draft.dir / "report.json").write_text(report.model_dump_json())
         draft.metrics["verdict"] = str(report.verdict)
     return open_artifact(tmp_path / "search")
+
+
+def test_the_page_of_a_search_over_vectors_has_requests_per_second(tmp_path: Path) -> None:
+    of_vectors = {"output_tokens_per_s": 0.0, "succeeded_rps": 321.0}
+    probes = [probe(streams).model_copy(update=of_vectors) for streams in (4, 16)]
+    page = report_text(searched(tmp_path, probes=probes), "markdown")
+    assert "| 4 | PASS | 70 | 200 ms | 321 |" in page
+    assert "TTFT" not in page and "output tokens/s" not in page
 
 
 def test_the_page_of_a_search_says_what_was_measured(tmp_path: Path) -> None:
