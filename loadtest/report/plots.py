@@ -15,6 +15,8 @@ from loadtest.studies.schema import have_tokens
 from tuneline.core.verdict import Verdict
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from loadtest.report.build import Result
     from loadtest.studies.schema import Knee, ParetoPoint, Probe
 
@@ -75,10 +77,17 @@ def plot_ttft_over_time(results: Sequence[Result], directory: Path) -> None:
         for time in times[failed & ~np.isnan(times)]:
             axes.axvline(time, color="tab:red", linewidth=0.6)
         axes.set(title=result.scenario.name, xlabel="intended time, s", ylabel="TTFT, s")
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.savefig(directory / "ttft_over_time.png", dpi=110)
+
+
+def _from_zero(axes: Axes) -> None:
+    """Let the vertical axis begin at 0, with space above the highest point. The space is a share of
+    what is shown, so 0 must be shown before the limit is set."""
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylim(bottom=0)
 
 
 def _rows(number: int) -> dict[str, float]:
@@ -129,7 +138,7 @@ def plot_loads(
                 axes.axvline(load, color="tab:red", linewidth=0.6)
         if knee is not None:
             axes.axvline(knee.concurrency, color="tab:gray", linestyle=":", label="knee")
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
@@ -171,7 +180,7 @@ def plot_pareto(points: Sequence[ParetoPoint], directory: Path) -> None:
         axes.plot(*zip(*front, strict=True), color="black", linestyle="--", label="front")
     axes.set(xlabel="output tokens/s of a user", ylabel="output tokens/s of the server")
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
