@@ -132,22 +132,29 @@ def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> 
     methods = _method(facts)
     sampled = _num_sampled_tokens(methods)
     and_answer = f" and an answer of {sampled:,} tokens" if sampled else ""
-    wanted = _up(facts.longest * slack + sampled, 64)
-    max_length = min(wanted, context)
+    wanted = facts.longest * slack + sampled
+    max_length = min(_up(wanted, 64), context)
     fits = (
         f"the longest row ({facts.longest:,} tokens){and_answer}, rounded up to a multiple of 64."
     )
     if wanted > context:
         fits = (
             f"the base model's context. The longest row has {facts.longest:,} tokens{and_answer}: "
-            "remove the rows that do not fit, or choose a base with a longer context."
+            "data.checks.length: fix drops the rows that do not fit. Or choose a base with a "
+            "longer context."
         )
     rows_per_step = min(ROWS_PER_STEP, max(rows // STEPS_PER_EPOCH, 2))
     if facts.kind == "prompt":
         rows_per_step = ROWS_PER_STEP  # a multiple of the answers per prompt
     batch, memory, automatic = _batch(methods, max_length, rows_per_step, base)
     new_tokens = _up(max(facts.longest_answer * slack, sampled, 16) * 1.25, 16)
+    answered = "A quarter more than the longest answer."
+    room = context // 2 if wanted > context else context - int(facts.longest_prompt * slack)
+    if new_tokens > room:
+        new_tokens, answered = max(room, 16), "As many as the base model's context has room for."
     served = min(_up(facts.longest_prompt * slack + new_tokens, 64), context)
+    if wanted > context:
+        served = context
     accumulation = max(rows_per_step // batch, 1)
     steps = -(-num_trained // (batch * accumulation))
     return [
@@ -161,7 +168,7 @@ def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> 
             f"{batch * accumulation} rows per step, so that an epoch has about {steps:,} steps.",
         ),
         *automatic,
-        Choice("evaluation.max_new_tokens", new_tokens, "A quarter more than the longest answer."),
+        Choice("evaluation.max_new_tokens", new_tokens, answered),
         Choice("reference.max_new_tokens", min(new_tokens, 128),
                "The proof compares this many tokens of each answer at most."),
         Choice(

@@ -125,18 +125,24 @@ def test_a_base_without_a_chat_template_gets_one(tmp_path: Path) -> None:
     assert found["chat template"] == "every prompt is a prefix of its row"
 
 
-def test_the_tokenizer_limits_the_context_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num_words", "fits", "num_new"), [(200, False, 50), (40, True, 89)])
+def test_the_tokenizer_limits_the_context_too(
+    tmp_path: Path, num_words: int, fits: bool, num_new: int
+) -> None:
     """The check derives the context as vLLM does, by the tokenizer's limit as well."""
     base = Path(shutil.copytree(EXAMPLE_BASE, tmp_path / "base"))
     config = json.loads((base / "tokenizer_config.json").read_text())
     (base / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 100}))
-    _rows(tmp_path / "rows.jsonl", {"prompt": "Say it.", "completion": "yes " * 200})
+    _rows(tmp_path / "rows.jsonl", {"prompt": "Say it.", "completion": "yes " * num_words})
     done = _init(tmp_path, "--data", "rows.jsonl", "--base", "base")
     assert done.returncode == 0, done.stderr
     written = load_config(tmp_path / "run.yaml", RunConfig)
     assert written.training.max_length == 100
     assert written.serving.max_model_len == 100
-    assert "Fits the base model's context" in (tmp_path / "run.yaml").read_text()
+    text = (tmp_path / "run.yaml").read_text()
+    assert ("data.checks.length: fix drops" in text) != fits
+    assert written.evaluation.max_new_tokens == num_new
+    assert "As many as the base model's context has room for." in text
 
 
 def test_a_base_whose_files_name_no_sizes_gets_a_run_too(tmp_path: Path) -> None:
