@@ -19,8 +19,7 @@ BASE = "localhost/stand-in:1"
 
 @pytest.fixture(scope="module")
 def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    # The driver vfs works on every file system, and inside a container.
-    with own_storage(tmp_path_factory.mktemp("containers"), "vfs") as run:
+    with own_storage(tmp_path_factory.mktemp("containers")) as run:
         yield run
 
 

@@ -54,7 +54,7 @@ def images() -> Iterator[dict[str, Image]]:
         else:
             # Not a folder of pytest's, which keeps those of three runs.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="images-"))
-            run = stack.enter_context(own_storage(Path(folder), "overlay"))
+            run = stack.enter_context(own_storage(Path(folder)))
         done = run(command="scripts/images_without_registry.sh", timeout_s=5000)
         assert done.returncode == 0, done.stderr[-5000:]
         print(done.stdout)
