@@ -181,6 +181,28 @@ def deployed(
     return first
 
 
+@pytest.fixture(scope="session")
+def shared() -> list[Store]:
+    """The cluster after a canary got its first share, which is done once."""
+    return []
+
+
+@pytest.fixture
+def with_share(
+    cluster: ApiServer, deployed: Released, canary: Released, serve: Callable[..., ModelServer],
+    shared: list[Store],
+) -> Released:  # fmt: skip
+    """The canary, proven, with 1 percent of the first version's requests."""
+    serve(canary.digest, pods="next-", name="next")
+    if not shared:
+        done = canary.deploy("canary", "--weight", "1", "--hold", "0", "--yes")
+        assert done.returncode == 0, done.stderr
+        shared.append(copy.deepcopy(cluster.store))
+    cluster.store = copy.deepcopy(shared[0])
+    cluster.requests.clear()
+    return canary
+
+
 def running(cluster: ApiServer) -> dict[str, Any]:
     """Return the annotations, the image and the size of the Deployment in the cluster."""
     item = cluster.store.find("deployments", SERVER)

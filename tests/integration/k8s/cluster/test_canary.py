@@ -58,16 +58,12 @@ def test_a_canary_behind_a_gateway_that_refuses_its_route_proves_nothing(
 
 
 def test_the_share_of_a_canary_outlives_an_apply_of_the_stable_run(
-    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    cluster: ApiServer, deployed: Released, with_share: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pods, "PATIENCE_S", dict.fromkeys(pods.PATIENCE_S, 0.2))
     monkeypatch.setattr("k8s.cluster.rollout.PATIENCE_S", pods.PATIENCE_S)
-    serve(canary.digest, pods="next-", name="next")
-    done = canary.deploy("canary", "--weight", "5", "--hold", "0", "--yes")
-    assert done.returncode == 0, done.stderr
-    shares = {SERVER: 95, "next-model-server": 5}
-    kept = f"HTTPRoute/{SERVER} keeps the shares that `deploy canary` set: {SERVER} 95"
+    shares = {SERVER: 99, "next-model-server": 1}
+    kept = f"HTTPRoute/{SERVER} keeps the shares that `deploy canary` set: {SERVER} 99"
     done = deployed.deploy("diff")
     assert (done.returncode, weights(cluster)) == (0, shares)
     assert kept in done.stderr
@@ -292,10 +288,9 @@ def test_a_canary_needs_a_stable_run_with_a_route(
 
 
 def test_a_new_version_of_a_canary_gets_no_request_before_its_proof(
-    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve
+    cluster: ApiServer, with_share: Released
 ) -> None:
-    serve(canary.digest, pods="next-", name="next")
-    assert canary.deploy("canary", "--weight", "5", "--hold", "0", "--yes").returncode == 0
+    canary = with_share
     seen: list[dict[str, int]] = []
     original = cluster.store.apply
 
@@ -321,11 +316,11 @@ def test_a_new_version_of_a_canary_gets_no_request_before_its_proof(
 
 
 def test_a_share_does_not_change_without_a_question(
-    cluster: ApiServer, deployed: Released, canary: Released, serve: Serve
+    cluster: ApiServer, with_share: Released
 ) -> None:
-    serve(canary.digest, pods="next-", name="next")
-    assert canary.deploy("canary", "--weight", "1", "--hold", "0", "--yes").returncode == 0
     before = weights(cluster)
+    assert before == {SERVER: 99, "next-model-server": 1}
+    canary = with_share
     done = canary.deploy("canary", "--weight", "100", "--hold", "0")
     assert done.returncode == 2
     assert (
