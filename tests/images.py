@@ -181,14 +181,14 @@ def buildah_with(storage: Path) -> Command:
 
 
 @contextmanager
-def own_storage(folder: Path) -> Iterator[Command]:
-    """Give buildah a storage in a folder, and empty it at the end.
+def own_storage(folder: Path, drivers: tuple[str, ...] = ("overlay", "vfs")) -> Iterator[Command]:
+    """Give buildah a storage in a folder, by the first driver that works, and empty it at the end.
 
     The driver overlay takes a third less of the CPU's time than vfs, which works on every file
     system, and inside a container.
     """
     storage = folder / "storage.conf"
-    for driver in ("overlay", "vfs"):
+    for driver in drivers:
         storage.write_text(
             f'[storage]\ndriver = "{driver}"\nrunroot = "{folder}/{driver}/run"\n'
             f'graphroot = "{folder}/{driver}/store"\n'

@@ -59,7 +59,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     # The crun of Debian 12 refuses a machine with both versions of control groups.
     lines += ['runtime = "runc"'] if shutil.which("runc") else []
     config.write_text("\n".join(lines) + "\n")
-    with own_storage(folder, "vfs") as buildah:
+    with own_storage(folder, ("vfs",)) as buildah:
         made = buildah(
             "--variant=extract", f"--include={PACKAGES}", "--quiet", "bookworm",
             str(folder / "root.tar"), command="mmdebstrap",
