@@ -38,6 +38,9 @@ IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
 MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 ROUTED = (*MIXTURES, "gemma3n", "gemma3n_text")
 """Families with experts whose quantized models can be proven."""
+STATE_GATES = frozenset({"in_proj_a", "in_proj_b", "in_proj_ba"})
+"""Layers that gate the state of Qwen3-Next and Qwen3.5. They have a few rows, which vLLM's kernels
+for four bits cannot split over GPUs."""
 AS_IT_IS = "Try: leave the model in its own number format, with a merge without --quantize"
 ONE_EXPERT = re.compile(r".+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 
@@ -141,12 +144,13 @@ def choose_layers(
             if ending and rf"re:(.*\.)?{half}{ending}" not in ignore:
                 ignore.append(rf"re:(.*\.)?{half}{ending}")
             continue
-        stays = family in ROUTED and is_router(tensor.name)
+        module = tensor.name.removesuffix(".weight")
+        last = module.rpartition(".")[2]
+        stays = last in STATE_GATES or (family in ROUTED and is_router(tensor.name))
         if IN_EXPERTS.fullmatch(tensor.name) and not stays:
             _require_expert(tensor.name, shape, family, where)
         if not IN_DECODER_LAYER.fullmatch(tensor.name) or len(shape) != 2 or stays:
-            module = tensor.name.removesuffix(".weight")
-            is_linear = len(shape) == 2 and module.rpartition(".")[2] not in LOOKED_UP
+            is_linear = len(shape) == 2 and last not in LOOKED_UP
             if is_linear and module != tensor.name and module not in ignore:
                 ignore.append(module)
             continue

@@ -140,6 +140,23 @@ def test_layers_that_mix_the_streams_of_gemma_3n_stay(tmp_path: Path) -> None:
         assert torch.equal(network.get_parameter(name), before[name])
 
 
+def test_the_gates_of_a_delta_net_stay(tmp_path: Path) -> None:
+    config = transformers.Qwen3_5TextConfig(
+        **families.SMALL, head_dim=16, layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16,
+        linear_value_head_dim=16,
+    )  # fmt: skip
+    base = families.save_random(tmp_path / "base", config, torch.bfloat16)
+    made = run_quantize(base, "w4a16", tmp_path / "out")
+    gates = [f"model.layers.0.linear_attn.in_proj_{one}" for one in "ab"]
+    said = json.loads((made.path / "config.json").read_text())["quantization_config"]["ignore"]
+    assert sorted(said) == ["lm_head", *gates]
+    before, after = tensors(base), tensors(made.path)
+    assert all(torch.equal(before[f"{one}.weight"], after[f"{one}.weight"]) for one in gates)
+    assert "model.layers.0.linear_attn.in_proj_qkv.weight_packed" in after
+    load_model(made.path)  # what config.json says fits the files
+
+
 def test_each_token_of_a_latent_attention_has_its_own_scale(tmp_path: Path) -> None:
     """Its inputs have four dimensions. compressed-tensors gives all tokens of these one scale."""
     config = transformers.MiniCPM3Config(
