@@ -93,6 +93,18 @@ def test_the_decoder_answers_as_the_model_does(
     check_decoder_artifact(export_onnx(OnnxConfig(), model, tmp_path / "out"), bases[family])
 
 
+def tokens_of_page(path: Path, prompt: list[int], length: int) -> Any:
+    """The tokens that the example of the page on exports generates with only ONNX Runtime."""
+    page = (Path(__file__).parents[4] / "docs" / "export.md").read_text()
+    code = page.partition("```python\nimport json, numpy, onnxruntime")[2].partition("```")[0]
+    for before, after in [("DIR/", f"{path}/"), ("[1, 15, 27]", str(prompt)), ("100", str(length))]:
+        assert before in code
+        code = code.replace(before, after)
+    values: dict[str, Any] = {}
+    exec(f"import json, numpy, onnxruntime\n{code}", values)  # noqa: S102
+    return values["tokens"]
+
+
 def check_decoder_artifact(artifact: Artifact, base: Path) -> None:
     """The exact files; transformers' own greedy answer; its logits, whole and continued."""
     files = {file.name for file in artifact.path.iterdir()}
@@ -108,6 +120,8 @@ def check_decoder_artifact(artifact: Artifact, base: Path) -> None:
     )
     length = prompt["input_ids"].shape[1] + 24
     expected = network.generate(**prompt, max_length=length, do_sample=False, pad_token_id=0)[0]
+    given = prompt["input_ids"][0].tolist()
+    assert tokens_of_page(artifact.path, given, length) == expected.tolist()
     ids = expected[prompt["input_ids"].shape[1] :]
     assert len(ids) >= 3
     model = load_genai(onnxruntime_genai, artifact.path)
