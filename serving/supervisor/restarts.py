@@ -58,7 +58,7 @@ def serve_model(
         adapter: In adapter mode, the adapter to serve next to `model`, its base.
         log_path: Where vLLM's output goes; the two logs before are kept, those of earlier starts
             and those that grew too large.
-        on_ready: Called when it can be asked, again after each restart.
+        on_ready: Called once, when it can be asked. A restart has the same address.
         check: Checks the model's files, in a thread, before vLLM reads them.
 
     Returns:
@@ -85,7 +85,7 @@ def serve_model(
             try:
                 if server.wait_until_ready(stops):
                     logger.info("%s", _how_to_call(server.running(), config, chats))
-                    if on_ready is not None:
+                    if on_ready is not None and server.restarts == 0:
                         on_ready(server.running())
                     why = _watch(server, stops)
                     if stops.requested:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from serving.config import ServingConfig
 from serving.supervisor import restarts, vllm_log
-from serving.supervisor.restarts import _watch
+from serving.supervisor.restarts import _watch, serve_model
 from serving.supervisor.signals import Stops
+from tuneline.core.errors import ServerError
 
 
 class Probed:
@@ -52,6 +54,49 @@ def test_a_server_is_ended_if_it_is_stuck_and_stays_so(
     found = _watch(server, Stops())
     assert (found is None) == (why is None)
     assert why is None or (found or "").startswith(why)
+
+
+class Crashing:
+    """A server that gets ready and then ends, each time that it is started."""
+
+    def __init__(self, *_: Any) -> None:
+        self.restarts = self.num_starts = 0
+
+    def start(self) -> None:
+        self.num_starts += 1
+
+    def wait_until_ready(self, _: Stops) -> bool:
+        return True
+
+    def running(self) -> int:
+        return self.num_starts
+
+    def death(self, when: str) -> ServerError:
+        return ServerError(f"vLLM died {when}")
+
+    def stop(self, _: Stops | None = None) -> None:
+        pass
+
+    close = stop
+
+
+def test_the_address_of_a_server_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`tuneline serve --json` prints one document, however often the server starts again."""
+    replaced: dict[str, Any] = {
+        "Server": Crashing, "plan_launch": lambda *_: None, "answers_chats": lambda *_: True,
+        "_how_to_call": lambda *_: "", "_watch": lambda *_: None, "_sleep": lambda *_: False,
+    }  # fmt: skip
+    for name, value in replaced.items():
+        monkeypatch.setattr(restarts, name, value)
+    told: list[Any] = []
+    model: Any = None
+    with pytest.raises(ServerError, match="vLLM died while serving"):
+        serve_model(
+            ServingConfig(max_restarts=2), model, name="t", log_path=tmp_path, on_ready=told.append
+        )
+    assert told == [1]
 
 
 def test_a_log_that_grows_while_the_server_runs_is_moved(
