@@ -18,6 +18,7 @@ import torch
 from training.config import TrainingConfig
 from training.config.method import DistillationConfig
 from training.data.row import Row
+from training.loop.left_padding import place_padded_rows
 from training.loop.trl_head import MAX_DIFFERENCE, MAX_DIFFERENCE_16, NUM_TOKENS
 from training.methods import Method, before_after, loss_metrics
 from training.methods.options import refused_by_trl, trl_config
@@ -135,7 +136,10 @@ def _trainer(
     trainer.model_kwarg_keys = ()
     # As for the other methods, see training.loop.trl_head.
     distillation_trainer._use_triton = lambda _device: True
-    _require_own_logits(trainer, max((row.prompt_ids for row in train_rows), key=len))
+    longest = max((row.prompt_ids for row in train_rows), key=len)
+    _require_own_logits(trainer, longest)
+    for each in (trainer.model, teacher):
+        place_padded_rows(each, "distillation", longest)
     return trainer
 
 

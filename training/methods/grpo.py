@@ -13,6 +13,7 @@ from typing import Any
 from training.config import TrainingConfig
 from training.config.method import GrpoConfig
 from training.data.row import Row
+from training.loop.left_padding import place_padded_rows
 from training.loop.trl_head import require_trl_head
 from training.methods import Method, before_after
 from training.methods.options import refused_by_trl, trl_config
@@ -139,6 +140,8 @@ def _trainer(
     trainer.rows = [*train_rows, *heldout_rows]
     drop_reference_adapter(trainer.model)
     require_trl_head(trainer.model, "grpo", train_rows[0].prompt_ids, trainer.temperature)
+    for each in filter(None, (trainer.model, trainer.ref_model)):
+        place_padded_rows(each, "grpo", train_rows[0].prompt_ids)
     return trainer
 
 
