@@ -179,6 +179,7 @@ def plot_pareto(points: Sequence[ParetoPoint], directory: Path) -> None:
     if front:
         axes.plot(*zip(*front, strict=True), color="black", linestyle="--", label="front")
     axes.set(xlabel="output tokens/s of a user", ylabel="output tokens/s of the server")
+    axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim(left=0)
     _from_zero(axes)
     axes.grid(alpha=0.3)
