@@ -64,7 +64,7 @@ def plan(
 
     It also prints the memory of training, merging and serving, and what `auto` means here.
     """
-    from tuneline.pipeline.plan import estimate_run
+    from tuneline.pipeline.plan import estimate_run, made_elsewhere
     from tuneline.pipeline.plan import plan as plan_run
     from tuneline.pipeline.probe import probe_run
 
@@ -83,6 +83,7 @@ def plan(
         for entry in planned
     ]
     lines = [f"{e.state:8} {e.stage.name:18} {e.stage.title} ({e.reason})" for e in planned]
+    lines += ["", elsewhere] if (elsewhere := made_elsewhere(run)) else []
     emit(document, [*lines, "", *estimate_text, *time_text], as_json)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ from tuneline.core.errors import (
 from tuneline.core.files import MANIFEST
 from tuneline.core.verdict import REPEATED, read_verdict
 from tuneline.models.source import ModelSource
+from tuneline.pipeline import DEFAULT_RUNS
 from tuneline.pipeline.keys import stage_keys
 from tuneline.pipeline.run_config import Run, resolve_base, training_config
 from tuneline.pipeline.stage import ADAPTER, DATASET, Made, Stage
@@ -129,10 +132,31 @@ def current(run: Run, *names: str) -> list[Artifact]:
         if entry.state != "current" or entry.path is None:
             raise NotAnArtifactError(
                 f"{run.path}: stage {name!r} is {entry.state} ({entry.reason})",
-                hint=f"Try: {run.command('up')}",
+                hint=_how_to_make(run),
             )
         artifacts.append(open_artifact(entry.path))
     return artifacts
+
+
+def _how_to_make(run: Run) -> str:
+    elsewhere, command = made_elsewhere(run), run.command("up")
+    return f"{elsewhere}. Or make them here: {command}" if elsewhere else f"Try: {command}"
+
+
+def made_elsewhere(run: Run) -> str | None:
+    """Return what to type if the run has no artifacts below the current folder, and has some below
+    a folder of its run.yaml: the same command in another folder would train anew.
+    """
+    if run.dir.parent != DEFAULT_RUNS or any(run.dir.glob(f"*/{MANIFEST}")):
+        return None
+    for folder in run.path.resolve().parents:
+        runs = folder / DEFAULT_RUNS
+        if any((runs / run.config.name).glob(f"*/{MANIFEST}")):
+            place = os.path.relpath(runs)
+            return (
+                f"{place} has artifacts of {run.config.name}. Try: --runs-dir {shlex.quote(place)}"
+            )
+    return None
 
 
 def all_current(run: Run) -> Made:
@@ -152,7 +176,7 @@ def all_current(run: Run) -> Made:
         raise NotAnArtifactError(
             f"{run.dir}: holds no artifact of {run.path}: {first.stage.name} is {first.state} "
             f"({first.reason})",
-            hint=f"Try: {run.command('up')}",
+            hint=_how_to_make(run),
         )
     return found
 

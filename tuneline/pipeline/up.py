@@ -20,7 +20,13 @@ from tuneline.core.progress import logger
 from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.follow import follow
-from tuneline.pipeline.plan import Planned, plan_stage, plan_stages, select_stages
+from tuneline.pipeline.plan import (
+    Planned,
+    made_elsewhere,
+    plan_stage,
+    plan_stages,
+    select_stages,
+)
 from tuneline.pipeline.run_config import Run, resolve_base, resolve_trained
 from tuneline.pipeline.server import LazyServer
 from tuneline.pipeline.stage import DATASET, Line, Made, OnHeldout, Stage
@@ -67,6 +73,8 @@ def up(
         line = Line(run, base, LazyServer(run, base, ExitStack()).endpoint)
         return follow(run, selected, base, line)
     pending = _require_ready(run, selected, base)
+    if elsewhere := made_elsewhere(run):
+        logger.warning("%s", elsewhere)
     made: Made = {}
     whole: set[str] = set()
     failed: list[VerdictError] = []

@@ -16,7 +16,7 @@ from tests.unit.training.data.checks.made import clean_rows
 from training.data.row import Row
 from tuneline.core.errors import ConfigError, DataError, NotAnArtifactError
 from tuneline.pipeline.check import check_run
-from tuneline.pipeline.plan import all_current, estimate_run, plan
+from tuneline.pipeline.plan import all_current, estimate_run, made_elsewhere, plan
 from tuneline.pipeline.run_config import Run, load_run
 from tuneline.pipeline.up import lock_run
 
@@ -66,6 +66,20 @@ def test_check_names_leaked_rows_and_keeps_the_dataset(tmp_path: Path) -> None:
     made = (entry.path / "manifest.json").stat().st_mtime_ns
     assert check_run(run).findings == checked.findings
     assert (entry.path / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_artifacts_in_the_runs_of_another_folder_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run(tmp_path)
+    made = tmp_path / "runs" / "checked" / "dataset-0123456789"
+    made.mkdir(parents=True)
+    (made / "manifest.json").write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(NotAnArtifactError, match=r"Try: --runs-dir ../runs"):
+        all_current(load_run(Path("../run.yaml")))
+    assert made_elsewhere(run) is None
 
 
 def test_an_edited_run_says_which_stage_is_stale(tmp_path: Path) -> None:
