@@ -192,8 +192,8 @@ def _learning_rate(facts: DataFacts, base: ModelSource) -> list[Choice]:
         return []
     usual = TrainingConfig().learning_rate
     reason = (
-        f"{usual} x {USUAL_WIDTH} / {width}: Adam's rate goes by the inverse of the hidden size "
-        "(Yang et al., 2022, arXiv:2203.03466)."
+        f"The base has a hidden size of {width:,}; the default {usual} fits {USUAL_WIDTH:,}, and "
+        "Adam's rate goes by the inverse of this size (Yang et al., 2022, arXiv:2203.03466)."
     )
     return [Choice("training.learning_rate", float(f"{usual * USUAL_WIDTH / width:.1g}"), reason)]
 

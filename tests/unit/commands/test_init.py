@@ -69,7 +69,7 @@ def test_the_kind_of_rows_chooses_the_method(
     assert training.num_train_epochs == (10 if is_new else 3)
     assert training.load_best_model_at_end == is_new
     assert (training.learning_rate == 2e-3) == is_new
-    assert ("0.0002 x 2048 / 256" in text) == is_new
+    assert ("The base has a hidden size of 256" in text) == is_new
 
 
 @pytest.mark.parametrize(
