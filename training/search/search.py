@@ -20,6 +20,7 @@ from training.search.space import values_of
 from training.search.study import (
     Started,
     counts,
+    named_database,
     next_trial,
     open_study,
     point_folder,
@@ -58,16 +59,18 @@ def search_settings(
     Raises:
         ConfigError: The study was made with other facts, or no trial was completed.
         ArtifactError: The folder holds no study, or cannot be written.
+        DiskFullError: The disk is full.
     """
-    study = open_study(config, folder, facts, first)
-    study.pruner = _pruner(config)
-    while (started := next_trial(study, config, folder)) is not None:
-        with started.lock:
-            _run_trial(study, config, folder, started, objective)
-    with study_lock(folder):
-        trials = _ranked(study, config, folder)
-        on_end(trials)
-        plots = _plots(trials, config, folder)
+    with named_database(folder):
+        study = open_study(config, folder, facts, first)
+        study.pruner = _pruner(config)
+        while (started := next_trial(study, config, folder)) is not None:
+            with started.lock:
+                _run_trial(study, config, folder, started, objective)
+        with study_lock(folder):
+            trials = _ranked(study, config, folder)
+            on_end(trials)
+            plots = _plots(trials, config, folder)
     return {"trials": trials, "plots": plots}
 
 

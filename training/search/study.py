@@ -26,7 +26,7 @@ from training.search.space import distributions, grid_points, params_of, require
 from tuneline.core.artifact import canonical_digest, remove_command
 from tuneline.core.digests import short_digest
 from tuneline.core.disk import cannot_write
-from tuneline.core.errors import ArtifactError, ConfigError
+from tuneline.core.errors import ArtifactError, ConfigError, DiskFullError
 from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
 
@@ -76,7 +76,7 @@ def open_study(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    with study_lock(folder), _named(folder / DATABASE):
+    with study_lock(folder), named_database(folder):
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{folder / DATABASE}",
             engine_kwargs={"connect_args": {"timeout": 60}},
@@ -117,7 +117,7 @@ def _has_stopped(study: optuna.Study) -> bool:
 
 def next_trial(study: optuna.Study, config: SearchConfig, folder: Path) -> Started | None:
     """Start the next trial; None if the study has as many as it should, or no point is left."""
-    with study_lock(folder), _named(folder / DATABASE):
+    with study_lock(folder):
         _retry_killed(study, config, folder)
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         used = [trial for trial in study.get_trials(deepcopy=False) if counts(trial)]
@@ -268,14 +268,25 @@ def _require_same(folder: Path, earlier: Mapping[str, Any], facts: Mapping[str, 
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name the file in the errors of its reader."""
+def named_database(folder: Path) -> Iterator[None]:
+    """Name the database of a study in the errors of its reader.
+
+    Raises:
+        DiskFullError: The disk is full.
+        ArtifactError: The database is damaged, or gone.
+    """
+    path = folder / DATABASE
     try:
         yield
-    except SQLAlchemyError as error:
-        cause = str(error).split("\n")[0]
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = str(error.__cause__ if isinstance(error.__cause__, SQLAlchemyError) else error)
+        if "disk is full" in cause:
+            raise DiskFullError(
+                f"{path}: the disk is full",
+                hint="Free some space and run the same command again; finished trials are kept.",
+            ) from None
         raise ArtifactError(
-            f"{path}: is not a study that can be read: {cause}",
+            f"{path}: is not a study that can be read: {cause.splitlines()[0]}",
             hint="Try: --set search.study=NAME, with a name that is not used yet.",
         ) from None
 

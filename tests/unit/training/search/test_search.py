@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import signal
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tuneline.core.errors import (
     ArtifactError,
     ConfigError,
     DataError,
+    DiskFullError,
     GpuMemoryError,
     VerdictError,
 )
@@ -266,6 +267,33 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -
         open_study(_config(GRID), tmp_path, {}, None)
     assert caught.value.exit_code == 3
     assert (tmp_path / "study.db").read_bytes() == content
+
+
+def _full(database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute(
+            "CREATE TRIGGER full BEFORE UPDATE ON trials "
+            "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (_full, DiskFullError, r"study\.db: the disk is full"),
+        (Path.unlink, ArtifactError, r"study\.db: is not a study that can be read: \(sqlite3\."),
+    ],
+)
+def test_a_database_that_fails_during_a_search_is_named(
+    tmp_path: Path, damage: Callable[[Path], None], error: type[Exception], message: str
+) -> None:
+    def objective(values: Mapping[str, Any], _place: Path, _on_heldout: OnHeldout) -> float:
+        if values["x"] == 2:
+            damage(tmp_path / "study.db")
+        return float(values["x"])
+
+    with pytest.raises(error, match=message):
+        search_settings(_config(GRID), tmp_path, objective, facts={}, first=None)
 
 
 def test_a_study_whose_maker_was_killed_is_made_again(tmp_path: Path) -> None:
