@@ -28,7 +28,10 @@ TRACKERS: dict[str, tuple[Open, str]] = {
 }
 """For each tracker, how it is opened, and the module that it needs."""
 PATIENCE_S = 5.0
-"""Seconds that the end of a training waits for the last figures to arrive."""
+"""Seconds that the end of a training waits for a tracker that takes no figure."""
+LONGEST = 6
+"""Patiences from its start until a tracker is open (MLflow makes a database), and for all that
+waits at the end."""
 MAX_WAITING = 1000
 """Figures that wait for a slow tracker; later ones are left out."""
 
@@ -79,12 +82,15 @@ class Reporting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        deadline_s = time.monotonic() + self.patience_s
+        ended_s = time.monotonic()
         for thread in self.threads:
             thread.end(failed=kind is not None)
         for thread in self.threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
-            if thread.is_alive():
+            while time.monotonic() < thread.deadline_s(ended_s, self.patience_s):
+                thread.join(0.02)
+                if not thread.is_alive():
+                    break
+            else:
                 logger.warning(
                     "  %s does not answer; its last figures are lost, and training is not affected",
                     thread.name,
@@ -105,6 +111,7 @@ class _Thread(threading.Thread):
         self.waiting: queue.Queue[_Entry | None] = queue.Queue(MAX_WAITING)
         self.ended = threading.Event()
         self.failed = False
+        self.began_s, self.moved_s = time.monotonic(), 0.0
 
     def put(self, entry: _Entry) -> None:
         if not self.waiting.full():
@@ -116,12 +123,20 @@ class _Thread(threading.Thread):
         if not self.waiting.full():
             self.waiting.put_nowait(None)
 
+    def deadline_s(self, ended_s: float, patience_s: float) -> float:
+        """Return until when the end of a training waits for this tracker."""
+        if not self.moved_s:
+            return max(ended_s + patience_s, self.began_s + LONGEST * patience_s)
+        return min(max(ended_s, self.moved_s) + patience_s, ended_s + LONGEST * patience_s)
+
     def run(self) -> None:
         try:
             self.run_facts.folder.mkdir(parents=True, exist_ok=True)
             tracker = self.opened(self.run_facts)
+            self.moved_s = time.monotonic()
             while (entry := self._next()) is not None:
                 tracker.log(*entry)
+                self.moved_s = time.monotonic()
             tracker.finish(self.failed)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (a tracker may raise anything)
             logger.warning(

@@ -16,7 +16,7 @@ def open_mlflow(run: TrackedRun) -> Tracker:
     import mlflow
 
     known = run.folder / RUN_FILE
-    run_id = known.read_text() if run.first_step and known.is_file() else None
+    run_id = run.known_id(known)
     started = mlflow.start_run(run_id=run_id, run_name=run.name, log_system_metrics=False)
     known.write_text(started.info.run_id)
     if run_id is None:

@@ -19,7 +19,7 @@ def open_wandb(run: TrackedRun) -> Tracker:
     started = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "tuneline"),
         name=run.name,
-        id=known.read_text() if run.first_step and known.is_file() else None,
+        id=run.known_id(known),
         resume="allow",
         config=dict(run.settings),
         dir=str(run.folder),

@@ -30,6 +30,11 @@ class TrackedRun:
     first_step: int
     port: int | None = None
 
+    def known_id(self, file: Path) -> str | None:
+        """Return the id in a file that an interrupted training left; None for a new run."""
+        # A kill or a full disk may leave the file empty.
+        return (file.read_text() or None) if self.first_step and file.is_file() else None
+
 
 @dataclass(frozen=True)
 class Tracker:

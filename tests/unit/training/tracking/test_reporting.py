@@ -175,6 +175,40 @@ def _ignore(_value: Any) -> None:
     return None
 
 
+@pytest.mark.parametrize(("open_s", "log_s"), [(0.5, 0.0), (0.0, 0.05)])
+def test_a_tracker_that_opens_late_or_is_slow_gets_its_last_figures(
+    open_s: float, log_s: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = _Recorder()
+
+    def slow(run: TrackedRun) -> Tracker:
+        time.sleep(open_s)
+        tracker = recorder.open(run)
+
+        def log(step: int, figures: Mapping[str, float]) -> None:
+            time.sleep(log_s)
+            tracker.log(step, figures)
+
+        return Tracker(log, tracker.finish)
+
+    with Reporting(_run(tmp_path), {"slow": slow}, patience_s=0.2) as reporting:
+        for step in range(10):
+            reporting.report(step, FIGURES)
+    assert len(recorder.logged) == 10 and recorder.finished
+    assert "does not answer" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first_step", "text", "expected"), [(3, "run-7", "run-7"), (3, "", None), (0, "run-7", None)]
+)
+def test_an_id_is_that_of_the_interrupted_run(
+    first_step: int, text: str, expected: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "id").write_text(text)
+    assert _run(tmp_path, first_step).known_id(tmp_path / "id") == expected
+    assert _run(tmp_path, first_step).known_id(tmp_path / "no-file") is None
+
+
 def test_tensorboard_in_a_place_that_cannot_be_written_ends_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
