@@ -28,6 +28,7 @@ PATIENCE_STEPS = 10
 have changed. The factor A of LoRA has none in the first step, in which B is zero."""
 SAMPLE = 2**16
 """Entries of a tensor that are watched; a smaller tensor is watched whole."""
+PART_OF_LARGEST = 2**20
 MAX_RELATIVE_LOSS_CHANGE = 1e-7
 IN_EXPERT = ".experts."
 
@@ -196,8 +197,7 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
                 stride = max(1, parameter.numel() // (SAMPLE // 2))
                 places = torch.arange(0, parameter.numel(), stride, device=parameter.device)
                 if gradient is not None:
-                    largest = whole(gradient).flatten().abs().topk(SAMPLE // 2).indices
-                    places = torch.cat([places, largest]).unique()
+                    places = torch.cat([places, _largest(whole(gradient).flatten())]).unique()
                 self.watched[name] = places
             self.starts[name] = self._values(name, parameter).clone()
 
@@ -233,6 +233,18 @@ class ProofOfTraining(TrainerCallback):  # type: ignore[misc]
                 "is learned",
                 hint="Raise training.learning_rate, and check that the data has different rows.",
             )
+
+
+def _largest(values: torch.Tensor) -> torch.Tensor:
+    """Return the places of the values with the largest magnitudes.
+
+    By parts: torch's `topk` has 16 bytes of working memory for each value.
+    """
+    parts = [
+        part.abs().topk(min(SAMPLE // 2, part.numel())) for part in values.split(PART_OF_LARGEST)
+    ]
+    places = torch.cat([top.indices + n * PART_OF_LARGEST for n, top in enumerate(parts)])
+    return places[torch.cat([top.values for top in parts]).topk(SAMPLE // 2).indices]
 
 
 def state_bytes(parameters: Sequence[torch.nn.Parameter]) -> int:

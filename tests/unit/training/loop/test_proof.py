@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from training.loop import proof as loop_proof
 from training.loop.proof import PATIENCE_STEPS, SAMPLE, ProofOfTraining, by_pattern, proof_table
 from tuneline.core.errors import ConfigError
 
@@ -178,6 +179,19 @@ def test_a_large_tensor_is_watched_where_its_gradient_is_largest() -> None:
     (moved,) = proof.finish(12)
     assert proof.watched["embed.weight"].numel() <= SAMPLE + 1
     assert moved.num_parameters == 4 * SAMPLE and moved.change > 0
+
+
+@pytest.mark.parametrize("size", [2**20, 5000])
+def test_the_largest_gradients_are_found_in_parts(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_proof, "PART_OF_LARGEST", size)
+    gradient = torch.randn(SAMPLE + 12_345, generator=torch.Generator().manual_seed(0))
+    model = torch.nn.Module()
+    model.wide = torch.nn.Parameter(torch.ones_like(gradient))
+    proof = run(model, lambda found, _: (found.wide * gradient).sum(), 1)
+    largest = set(gradient.abs().topk(SAMPLE // 2).indices.tolist())
+    assert largest <= set(proof.watched["wide"].tolist())
 
 
 def test_a_resumed_proof_equals_the_uninterrupted_one(tmp_path: Path) -> None:
