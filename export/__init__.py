@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         prepare_form,
     )
     from export.merge.merge import merge as merge_adapter
+    from export.merge.merge import require_mergeable
     from export.parity import prove_model, weight_tolerances
     from export.publish.model_card import write_model_card
     from export.publish.push import push_model
@@ -49,6 +50,7 @@ __all__ = [
     "quantize_calibrated",
     "quantize_model",
     "read_base",
+    "require_mergeable",
     "resolve_form",
     "resolve_weights",
     "weight_tolerances",
@@ -73,6 +75,7 @@ __getattr__ = lazy_face(
         "quantize_calibrated": "export.quantize.llm_compressor:quantize_calibrated",
         "quantize_model": "export.quantize.quantize:quantize_model",
         "read_base": "export.weights.model_folder:read_base",
+        "require_mergeable": "export.merge.merge:require_mergeable",
         "resolve_form": "export.find_form:resolve_form",
         "resolve_weights": "export.find_form:resolve_weights",
         "weight_tolerances": "export.parity:weight_tolerances",

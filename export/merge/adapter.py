@@ -83,6 +83,18 @@ def read_adapter(path: Path, weight: float | None = None) -> Adapter:
         ArtifactError: The folder is not an adapter, is pickled or corrupt, holds NaN or infinite
             values, or uses a method or an option that is not supported; the message names it.
     """
+    adapter = read_outline(path, weight)
+    _check_finite(adapter.weights)
+    return adapter
+
+
+def read_outline(path: Path, weight: float | None = None) -> Adapter:
+    """Open a PEFT adapter's folder as `read_adapter` does, without reading a value.
+
+    Raises:
+        ArtifactError: The folder is not an adapter, is pickled or corrupt, or uses a method or an
+            option that is not supported; the message names it.
+    """
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such folder; expected a PEFT adapter folder")
     where = path / ADAPTER_CONFIG
@@ -114,7 +126,6 @@ def read_adapter(path: Path, weight: float | None = None) -> Adapter:
     weights = read_tensor_file(path / ADAPTER_WEIGHTS)
     if not weights.entries:
         raise ArtifactError(f"{weights.path}: holds no tensors; expected those of an adapter")
-    _check_finite(weights)
     return Adapter(path, config, weights, weight)
 
 

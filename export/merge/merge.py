@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from export.config import MergeConfig
-from export.merge.adapter import Adapter, read_adapter
+from export.merge.adapter import Adapter, read_adapter, read_outline
 from export.merge.plan import MergePlan, Planned, plan_merge
 from export.merge.qlora_base import MergeBase, choose_base, through_four_bits
 from export.merge.score import SCORE, score_settings, split_score, with_score
@@ -80,8 +80,7 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
     for one in opened:
         check_companions(base.path, one.path)
     _check_one_tokenizer(base.path, opened)
-    edited, score = split_score(opened)
-    plan = with_score(plan_merge(edited, model), score)
+    plan = _plan_tensors(opened, model)
     _check_vocabulary(companions, model, plan)
     onto, figures = _merge_base(config, base, adapter, opened, out)
     if onto == "dequantized":
@@ -112,6 +111,30 @@ def merge(config: MergeConfig, base: ModelSource, adapter: Adapters, out: Path) 
             draft.metrics["num_quantized_tensors"] = len(schemes)
     logger.debug("merged %d of %d tensors into %s", len(plan.tensors), len(model.tensors), out)
     return open_artifact(out, kind="model")
+
+
+def require_mergeable(
+    config: MergeConfig, base: ModelSource, adapter: Path, four_bit_modules: Sequence[str] = ()
+) -> None:
+    """Check that an adapter of these names, shapes and options can be merged into a base.
+
+    Args:
+        adapter: A PEFT folder, whose values are not read.
+        four_bit_modules: The layers that training keeps in NF4, as its manifest will name them.
+
+    Raises:
+        ArtifactError: It cannot be merged, for the reasons of `merge`.
+    """
+    model = read_base(base.path)
+    plan = _plan_tensors([read_outline(adapter)], model)
+    if four_bit_modules and config.merge_base != "original":
+        plan = through_four_bits(plan, model, four_bit_modules)
+    _plan_files(config, model, plan)
+
+
+def _plan_tensors(adapters: Sequence[Adapter], base: ModelFolder) -> MergePlan:
+    edited, score = split_score(adapters)
+    return with_score(plan_merge(edited, base), score)
 
 
 def _open_adapters(adapters: Adapters, base: ModelSource) -> tuple[list[Adapter], list[Input]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import torch
 
 from training.adapters.lora import add_lora
-from training.adapters.reach import left_out, reached
+from training.adapters.outline import write_outline
+from training.adapters.reach import left_out, pattern_of, reached
 from training.adapters.servable import unservable
 from training.adapters.targets import fused_experts, linear_modules
 from training.adapters.trainable import require_fits
@@ -19,16 +24,23 @@ from tuneline.models.source import ModelSource
 
 
 def check_targets(
-    config: TrainingConfig, base: ModelSource, *, as_adapter: bool = False
+    config: TrainingConfig,
+    base: ModelSource,
+    *,
+    as_adapter: bool = False,
+    require_mergeable: Callable[[Path, Sequence[str]], None] | None = None,
 ) -> dict[str, str]:
     """Put the adapter on the base without its weights, and return what would be trained.
 
     Args:
         as_adapter: Whether the run serves the base with the adapter, not the merged model.
+        require_mergeable: Checks a folder with an adapter of these names, shapes and options, and
+            the layers that are kept in NF4; None for an adapter that is not merged.
 
     Raises:
         ConfigError: An option does not exist or does not fit the base, or a name matches nothing,
-            or vLLM cannot serve the adapter next to its base as the run wants.
+            or vLLM cannot serve the adapter next to its base as the run wants, or the adapter
+            cannot be merged.
         ArtifactError: The base cannot be loaded.
     """
     quiet_libraries()
@@ -48,14 +60,19 @@ def check_targets(
     if config.packing and (network := small_network(model)) is not None:
         require_rows_apart(network, config.max_length)
         found["packing"] = "rows of one sequence do not see one another"
-    without = {}
+    without, four_bit_modules = {}, set()
     if config.finetuning_type == "full":
         model.requires_grad_(True)
     else:
         without = left_out(model) if config.target_modules == "all-linear" else {}
         if config.load_in_4bit:
             found["4 bits"] = _in_4bit(model, total)
+            four_bit_modules = {pattern_of(name) for name in linear_modules(model)}
         model = add_lora(config, model, task_type)
+        if require_mergeable is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                write_outline(model, Path(folder))
+                require_mergeable(Path(folder), sorted(four_bit_modules))
     rows = reached(model)
     trained = sum(row.num_parameters for row in rows)
     found["trained"] = f"{trained:,} parameters, {trained / total:.2%} of the base's {total:,}"

@@ -20,10 +20,11 @@ from tuneline.pipeline.search_checks import (
     search_line,
     untrainable,
 )
-from tuneline.pipeline.server import require_served_weights, serves_adapter
+from tuneline.pipeline.server import require_served_weights
 from tuneline.pipeline.stage import DATASET
 from tuneline.pipeline.stage_inputs import workload_inputs
 from tuneline.pipeline.stages import evaluation_config
+from tuneline.pipeline.targets import require_targets
 from tuneline.pipeline.up import lock_run, make_dataset, require_dataset
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def check_run(run: Run) -> CheckedRun:
     """
     from export import read_base
     from serving import check_flags, require_memory
-    from training import check_data, check_targets, require_metrics
+    from training import check_data, require_metrics
     from tuneline.models.load import check_model
 
     config = run.config
@@ -86,7 +87,7 @@ def check_run(run: Run) -> CheckedRun:
     # vLLM's parser is another process, which takes seconds to start: as long as torch does here.
     with ThreadPoolExecutor(1) as pool:
         flags = pool.submit(check_flags, config.serving) if is_served else None
-        found |= check_targets(config.training, base, as_adapter=serves_adapter(config))
+        found |= require_targets(config, base)
         found |= check_data(config.training, base, config.data, run.path.parent, fits)
     if flags is not None:
         found["vLLM flags"] = flags.result()

@@ -19,9 +19,9 @@ from tuneline.core.errors import ConfigError
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import select_stages
 from tuneline.pipeline.run_config import Run, RunConfig, load_run
-from tuneline.pipeline.server import serves_adapter
 from tuneline.pipeline.stage import ADAPTER, EVALUATION_REPORT, FORGETTING, PREFERENCES, Stage
 from tuneline.pipeline.stages import evaluation_config, stages
+from tuneline.pipeline.targets import require_targets
 
 OF_ADAPTERS = frozenset(AdapterConfig.model_fields)
 MOST_NAMED = 16
@@ -96,7 +96,7 @@ def untrainable(run: Run, base: ModelSource, longest: int) -> list[str]:
     Args:
         longest: Tokens of the longest row.
     """
-    from training import check_targets, ends_of
+    from training import ends_of
 
     found = []
     for name, entry in run.config.search.space.items():
@@ -110,9 +110,8 @@ def untrainable(run: Run, base: ModelSource, longest: int) -> list[str]:
         if name.removeprefix("training.") not in OF_ADAPTERS:
             continue
         for value in ends_of(entry):
-            training = with_values(run, {name: value}, run.dir).config.training
             try:
-                check_targets(training, base, as_adapter=serves_adapter(run.config))
+                require_targets(with_values(run, {name: value}, run.dir).config, base)
             except ConfigError as error:
                 found.append(
                     f"search.space.{name}: {json.dumps(value)} cannot be trained with the other "

@@ -30,7 +30,6 @@ from tuneline.pipeline.server import (
     served,
     served_formats,
     served_stage,
-    serves_adapter,
     serving_config,
 )
 from tuneline.pipeline.stage import (
@@ -62,6 +61,7 @@ from tuneline.pipeline.stage_inputs import (
     training_inputs,
     workload_inputs,
 )
+from tuneline.pipeline.targets import require_targets
 
 
 def _dataset(line: Line, _made: Made, out: Path) -> Artifact:
@@ -219,12 +219,8 @@ def _require_server(run: Run) -> None:
     require_server(serving_config(run))
 
 
-def _require_servable(run: Run) -> None:
-    if serves_adapter(run.config):
-        from training import check_targets
-
-        base = resolve_base(run, download=True)
-        check_targets(run.config.training, base, as_adapter=True)
+def _require_targets(run: Run) -> None:
+    require_targets(run.config, resolve_base(run, download=True))
 
 
 def _require_workload(run: Run) -> None:
@@ -285,7 +281,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
             "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
-            inputs=training_inputs, prepare=(_require_servable,), accepts=(require_measured,),
+            inputs=training_inputs, prepare=(_require_targets,), accepts=(require_measured,),
             version=9,
         ),
         Stage(
