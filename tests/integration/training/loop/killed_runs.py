@@ -27,6 +27,8 @@ COMMON: dict[str, Any] = {
     "learning_rate": 3e-3, "logging_steps": 1, "save_steps": 2, "gradient_checkpointing": False,
     "max_length": 128, "report_to": [],
 }  # fmt: skip
+IN_SHARES = {"best": 2}
+"""Threads of a case without dropout, each of which computes rows of its own."""
 DROPOUT = {"lora_dropout": 0.1}
 TWICE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,7 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "finetuning_type": "full", "learning_rate": 1e-3, "max_steps": 7, "adam_beta2": 0.95,
         "lr_scheduler_type": "inverse_sqrt",
     }),
-    "best": ("answer", {  # without dropout, batches are computed in shares
+    "best": ("answer", {
         "load_best_model_at_end": True, "metric_for_best_model": "eval_exact_match",
         "early_stopping_patience": 2, "eval_steps": 2, "num_eval_prompts": 4,
     }),
@@ -144,6 +146,7 @@ def main(folder: Path, names: list[str]) -> None:
     from tests.integration.training.methods.datasets import REWARD_FILE, write_dataset
     from tests.integration.training.tiny import make_base
     from training.config import TrainingConfig
+    from training.loop import shared_rows
     from training.methods import distillation, dpo, grpo, kto, orpo, reward, sft  # noqa: F401
     from training.train import train_adapter
     from tuneline.models.source import resolve_model
@@ -168,6 +171,9 @@ def main(folder: Path, names: list[str]) -> None:
         def train(out: str, moment: str = "", step: int = 0, number: Any = None) -> None:
             from tuneline.core.artifact import open_artifact
 
+            if name in IN_SHARES:  # noqa: B023
+                torch.set_num_threads(IN_SHARES[name])  # noqa: B023
+                shared_rows.SHARE_LEAST = 16
             if number is not None:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 end_at(moment, step, number)
