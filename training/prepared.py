@@ -10,7 +10,7 @@ import torch
 from transformers import set_seed
 
 from training.adapters.tokens import require_trained_tokens
-from training.adapters.trainable import load_trainable, train_in_float32
+from training.adapters.trainable import load_trainable
 from training.config import TrainingConfig
 from training.data.prepare import dataset_rows
 from training.data.row import Row
@@ -84,7 +84,6 @@ class Prepared:
         trainer = self.method.trainer(
             config, self.model, self.tokenizer, arguments, self.train_rows, self.heldout_rows
         )
-        train_in_float32(trainer.model)
         trainer.saved_token_share = 0.0
         sequences = [ids for row in self.train_rows for ids in self.method.sequences(row)]
         if self.in_shares and trainer.has_answer_loss:

@@ -52,13 +52,6 @@ def load_trainable(
     return tuned, reached(tuned), without
 
 
-def train_in_float32(model: Any) -> None:
-    """Give the trained parameters back their float32, which TRL takes from them on a 4-bit base."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype is not torch.float32:
-            parameter.data = parameter.data.float()
-
-
 def write_trained(
     config: TrainingConfig,
     model: Any,

@@ -9,8 +9,8 @@ keeps for the backward pass, in numbers (h hidden, q queries, k keys, i width of
     4 i  the outputs of gate and up, the activation, the input of down
 
 With gradient checkpointing a layer keeps its input only, h, and one layer at a time has the rest.
-On a CPU, SFT with a float32 head computes the last layer and the logits at trained positions only;
-for the others the last layer has two inputs of 2 h in all, keys and values.
+On a CPU, SFT whose head is frozen or in float32 computes the last layer and the logits at trained
+positions only; for the others the last layer has two inputs of 2 h in all, keys and values.
 """
 
 from __future__ import annotations
@@ -174,16 +174,14 @@ def estimate_training(
         has_reference = config.method.has_reference and getattr(config.method, "beta", 0) > 0
         adapter, weights = 0, 4 * trained * (2 if has_reference else 1)
     elif config.load_in_4bit:
-        reduced = sum(math.prod(shape) for shape in network.four_bit_shapes())
-        weights -= round(reduced * (item_bytes - NF4_BYTES))
+        sizes = [math.prod(shape) for shape in network.four_bit_shapes()]
+        weights -= round(sum(sizes) * (item_bytes - NF4_BYTES))
+        weights += max(sizes, default=0) * item_bytes  # a layer computes with its whole weight
     weights += network.num_beside * item_bytes
     hidden, width = network.hidden_size, network.intermediate_size
     layer = 4 * hidden + 2 * network.query_size + 2 * network.key_value_size + 4 * width
     if config.lora_dropout:
         layer += 5 * hidden + 2 * width  # a copy of each layer's input, and peft's own arithmetic
-    if config.load_in_4bit:
-        # peft's layers on 4-bit weights also keep their outputs, by measurement.
-        layer += network.query_size + 2 * network.key_value_size + 2 * hidden + 2 * width
     # The backward pass of one MLP has three gradients of its width, and the residual's.
     passing = 3 * width + 2 * hidden
     computed = batch.num_tokens
@@ -198,17 +196,21 @@ def estimate_training(
             numbers = batch.num_tokens * network.query_size
             numbers -= (computed - batch.num_in_starts) * network.key_value_size
             kept += network.num_layers * 2 * numbers
-        if _has_answer_loss(config, item_bytes) and not config.load_in_4bit:
+        if _has_answer_loss(config, item_bytes):
             beside = 2 * hidden + 2 * network.key_value_size
             kept -= max(0, computed - batch.num_trained) * (layer - beside)
     # Held-out rows are computed in whole batches, by a thread that has no rows to train.
     passes = computed + (whole.num_tokens if num_at_once else 0)
     activations = (kept + passes * passing) * item_bytes
     logits = 4 * _logits(config, network, batch, item_bytes)
+    gradients = 4 * trained * (1 + num_at_once)
+    if config.finetuning_type == "full" and network.tied:
+        # A tied embedding has a gradient of each of its two uses, until they are added.
+        gradients += 4 * network.vocab_size * hidden
     memory = TrainingMemory(
         weights=weights,
         adapter=adapter,
-        gradients=4 * trained * (1 + num_at_once),
+        gradients=gradients,
         optimizer=moment_bytes(config.optim) * trained,
         activations=activations,
         logits=logits,
@@ -255,9 +257,11 @@ def _is_kept(config: TrainingConfig, name: str) -> bool:
 
 
 def _has_answer_loss(config: TrainingConfig, item_bytes: int) -> bool:
-    """Return whether `training.loop.answer_loss` computes the loss, which needs a float32 head."""
+    """Return whether `training.loop.answer_loss` computes the loss: its head is in float32 or
+    frozen."""
     is_float32 = item_bytes == 4 or config.finetuning_type == "full"
-    return config.method.type == "sft" and is_float32 and not gpu_names()
+    is_frozen = not (config.modules_to_save or config.trainable_token_indices)
+    return config.method.type == "sft" and (is_float32 or is_frozen) and not gpu_names()
 
 
 def _logits(config: TrainingConfig, network: Network, batch: Batch, item_bytes: int) -> int:
@@ -266,7 +270,7 @@ def _logits(config: TrainingConfig, network: Network, batch: Batch, item_bytes: 
     if method == "reward":
         return 0  # a score in place of logits
     only_trained = bool(gpu_names()) or _has_answer_loss(config, item_bytes)
-    # SFT computes tiles too on a CPU whose head is not float32.
+    # SFT computes tiles too on a CPU whose head is trained and not in float32.
     if config.method.computes_tiles or (method == "sft" and not only_trained):
         tile = min(batch.num_trained, TILE[0]) * min(vocabulary, TILE[1])
         return tile if gpu_names() else TILE_COPIES * tile

@@ -21,7 +21,7 @@ from training.data.row import Row
 from training.loop.left_padding import place_padded_rows
 from training.loop.trl_head import MAX_DIFFERENCE, MAX_DIFFERENCE_16, NUM_TOKENS
 from training.methods import Method, before_after, loss_metrics
-from training.methods.options import refused_by_trl, trl_config
+from training.methods.options import make_trainer, trl_config
 from training.methods.sampled import (
     Prompt,
     SampledAnswers,
@@ -122,14 +122,15 @@ def _trainer(
     num_rows = model.get_output_embeddings().weight.shape[0]
     if teacher.get_output_embeddings().weight.shape[0] > num_rows:
         teacher.resize_token_embeddings(num_rows)
-    with refused_by_trl(config):
-        trainer = _DistillationTrainer(
-            model=model,
-            teacher_model=teacher,
-            args=args,
-            processing_class=tokenizer,
-            **row_numbers(train_rows, heldout_rows),
-        )
+    trainer = make_trainer(
+        config,
+        _DistillationTrainer,
+        model=model,
+        teacher_model=teacher,
+        args=args,
+        processing_class=tokenizer,
+        **row_numbers(train_rows, heldout_rows),
+    )
     trainer.rows = [*train_rows, *heldout_rows]
     # A decoder takes no `logits_to_keep`, and one that shares starts computes all of a batch whole
     # if it is given an argument that it does not know.

@@ -15,7 +15,7 @@ from training.config import TrainingConfig
 from training.data.row import Row
 from training.loop.trl_head import require_trl_head
 from training.methods import Method, before_after, loss_metrics
-from training.methods.options import refused_by_trl, trl_config
+from training.methods.options import make_trainer, trl_config
 from training.methods.preferences import (
     MovingReference,
     RenderedRows,
@@ -43,15 +43,16 @@ def _trainer(
     heldout_rows: Sequence[Pair],
 ) -> DPOTrainer:
     args = trl_config(config, DPOConfig, arguments, max_length=config.max_length)
-    with refused_by_trl(config):
-        trainer = _DpoTrainer(
-            model=model,
-            ref_model=reference_model(model),
-            args=args,
-            train_dataset=pairs_dataset(train_rows),
-            eval_dataset=pairs_dataset(by_length(heldout_rows)),
-            processing_class=tokenizer,
-        )
+    trainer = make_trainer(
+        config,
+        _DpoTrainer,
+        model=model,
+        ref_model=reference_model(model),
+        args=args,
+        train_dataset=pairs_dataset(train_rows),
+        eval_dataset=pairs_dataset(by_length(heldout_rows)),
+        processing_class=tokenizer,
+    )
     trainer.lengths = pair_lengths(config, train_rows)
     drop_reference_adapter(trainer.model)
     require_trl_head(trainer.model, "dpo", train_rows[0].sequences[0])

@@ -16,7 +16,7 @@ from training.data.row import Row
 from training.loop.left_padding import place_padded_rows
 from training.loop.trl_head import require_trl_head
 from training.methods import Method, before_after
-from training.methods.options import refused_by_trl, trl_config
+from training.methods.options import make_trainer, trl_config
 from training.methods.preferences import MovingReference, drop_reference_adapter
 from training.methods.rewards import load_rewards
 from training.methods.sampled import (
@@ -129,14 +129,15 @@ def _trainer(
         remove_unused_columns=False,
     )
     model.generation_config.eos_token_id = train_rows[0].stop_ids
-    with refused_by_trl(config):
-        trainer = _GrpoTrainer(
-            model=model,
-            reward_funcs=list(load_rewards(options.reward_funcs)),
-            args=args,
-            processing_class=tokenizer,
-            **row_numbers(train_rows, heldout_rows),
-        )
+    trainer = make_trainer(
+        config,
+        _GrpoTrainer,
+        model=model,
+        reward_funcs=list(load_rewards(options.reward_funcs)),
+        args=args,
+        processing_class=tokenizer,
+        **row_numbers(train_rows, heldout_rows),
+    )
     trainer.rows = [*train_rows, *heldout_rows]
     drop_reference_adapter(trainer.model)
     require_trl_head(trainer.model, "grpo", train_rows[0].prompt_ids, trainer.temperature)

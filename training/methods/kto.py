@@ -21,7 +21,7 @@ from training.data.row import Row
 from training.loop.batches import GroupedByLength
 from training.loop.trl_head import require_trl_head
 from training.methods import Method, before_after, loss_metrics
-from training.methods.options import refused_by_trl, trl_config
+from training.methods.options import make_trainer, trl_config
 from training.methods.preferences import (
     MovingReference,
     RenderedRows,
@@ -134,16 +134,17 @@ def _trainer(
         pad_to_multiple_of=args.pad_to_multiple_of,
     )
     collator.with_mismatched = args.loss_type == "kto"
-    with refused_by_trl(config):
-        trainer = _KtoTrainer(
-            model=model,
-            ref_model=reference_model(model),
-            args=args,
-            data_collator=collator,
-            train_dataset=_as_dataset(train_rows),
-            eval_dataset=_as_dataset(sorted(heldout_rows, key=_num_tokens)),
-            processing_class=tokenizer,
-        )
+    trainer = make_trainer(
+        config,
+        _KtoTrainer,
+        model=model,
+        ref_model=reference_model(model),
+        args=args,
+        data_collator=collator,
+        train_dataset=_as_dataset(train_rows),
+        eval_dataset=_as_dataset(sorted(heldout_rows, key=_num_tokens)),
+        processing_class=tokenizer,
+    )
     grouped = config.train_sampling_strategy == "group_by_length"
     trainer.lengths = [_num_tokens(row) if grouped else 0 for row in train_rows]
     drop_reference_adapter(trainer.model)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
@@ -82,6 +83,23 @@ def refused_by_trl(config: TrainingConfig) -> Iterator[None]:
         raise ConfigError(
             f"training.method: TRL refuses the options of {config.method.type}: {error}"
         ) from error
+
+
+def make_trainer(config: TrainingConfig, trainer_class: type[Any], **arguments: Any) -> Any:
+    """Return a trainer of TRL, whose trained parameters are in float32.
+
+    TRL rounds an adapter on a 4-bit base to bfloat16, in which small changes are lost and the
+    checks of the loss and of shared starts see differences.
+
+    Raises:
+        ConfigError: TRL refuses the options.
+    """
+    with refused_by_trl(config):
+        trainer = trainer_class(**arguments)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype is not torch.float32:
+            parameter.data = parameter.data.float()
+    return trainer
 
 
 def unread_options(config: TrainingConfig, config_class: type[Any]) -> list[str]:

@@ -16,7 +16,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from training.config import TrainingConfig
 from training.data.row import Row
 from training.methods import Method, before_after, loss_metrics
-from training.methods.options import refused_by_trl, trl_config
+from training.methods.options import make_trainer, trl_config
 from training.methods.preferences import (
     RenderedRows,
     by_length,
@@ -49,14 +49,15 @@ def _trainer(
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    with refused_by_trl(config):
-        trainer = _OrpoTrainer(
-            model=model,
-            args=args,
-            train_dataset=_as_dataset(train_rows),
-            eval_dataset=_as_dataset(by_length(heldout_rows)),
-            processing_class=tokenizer,
-        )
+    trainer = make_trainer(
+        config,
+        _OrpoTrainer,
+        model=model,
+        args=args,
+        train_dataset=_as_dataset(train_rows),
+        eval_dataset=_as_dataset(by_length(heldout_rows)),
+        processing_class=tokenizer,
+    )
     trainer.lengths = pair_lengths(config, train_rows)
     # TRL takes both from the base's config.json.
     trainer.aux_loss_coef = config.router_aux_loss_coef

@@ -15,7 +15,7 @@ from trl import RewardConfig, RewardTrainer
 from training.config import TrainingConfig
 from training.data.row import Row
 from training.methods import Method, before_after, loss_metrics
-from training.methods.options import refused_by_trl, trl_config
+from training.methods.options import make_trainer, trl_config
 from training.methods.preferences import (
     RenderedRows,
     by_length,
@@ -40,14 +40,15 @@ def _trainer(
 ) -> RewardTrainer:
     _pad_apart(tokenizer, [*train_rows, *heldout_rows])
     args = trl_config(config, RewardConfig, arguments, max_length=config.max_length)
-    with refused_by_trl(config):
-        trainer = _RewardTrainer(
-            model=model,
-            args=args,
-            train_dataset=_as_dataset(train_rows),
-            eval_dataset=_as_dataset(by_length(heldout_rows)),
-            processing_class=tokenizer,
-        )
+    trainer = make_trainer(
+        config,
+        _RewardTrainer,
+        model=model,
+        args=args,
+        train_dataset=_as_dataset(train_rows),
+        eval_dataset=_as_dataset(by_length(heldout_rows)),
+        processing_class=tokenizer,
+    )
     trainer.lengths = pair_lengths(config, train_rows)
     return trainer
 

@@ -23,7 +23,7 @@ from training.loop.ranks import num_ranks
 from training.loop.row_shares import RowThreads, loss_in_shares, row_threads
 from training.loop.trl_head import trl_head_fits
 from training.methods import Method, loss_metrics
-from training.methods.options import check_names, refused_by_trl, trl_config
+from training.methods.options import check_names, make_trainer, trl_config
 from training.rendering.chat import IGNORED, Rendered, render_rows
 
 
@@ -63,14 +63,15 @@ def _trainer(
         require_rows_apart(model, config.max_length)
     # Held-out rows of like length share a batch; their order does not change the mean.
     ordered = sorted(heldout_rows, key=lambda row: len(row.input_ids))
-    with refused_by_trl(config):
-        trainer = _AnswerTrainer(
-            model=model,
-            args=args,
-            train_dataset=_as_dataset(train_rows),
-            eval_dataset=_as_dataset(ordered),
-            processing_class=tokenizer,
-        )
+    trainer = make_trainer(
+        config,
+        _AnswerTrainer,
+        model=model,
+        args=args,
+        train_dataset=_as_dataset(train_rows),
+        eval_dataset=_as_dataset(ordered),
+        processing_class=tokenizer,
+    )
     # Every loss here is divided by the trained tokens of a whole step, whatever the model takes.
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True
     num_heldout_tokens = sum(row.num_trained_tokens for row in heldout_rows)

@@ -41,6 +41,43 @@ def test_output_and_gradients_are_pefts(shape: tuple[int, ...], options: dict[st
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=tolerance)
 
 
+@pytest.mark.parametrize("shape", [(7, 64), (2, 5, 64), (200, 64)])
+def test_on_a_base_in_4_bits_output_and_gradients_are_pefts(shape: tuple[int, ...]) -> None:
+    plain, ours = _model_in_4bit(), _model_in_4bit()
+    assert use_lora_linear(ours) == 2
+    results = []
+    for model in (plain, ours):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+            model(x)
+        assert all(tensor.shape != (96, 64) for tensor in saved)  # no whole weight stays
+        output = model(x)
+        output.square().sum().backward()
+        trained = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append([output.detach(), x.grad, *trained])
+    assert len(results[0]) == 6
+    for expected, found in zip(*results, strict=True):
+        tolerance = 1e-6 * float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=tolerance)
+
+
+def _model_in_4bit() -> Any:
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    options = {"compute_dtype": torch.float32, "compress_statistics": True, "quant_type": "nf4"}
+    layers = torch.nn.Sequential(
+        bnb.nn.Linear4bit(64, 96, **options), torch.nn.ReLU(),
+        bnb.nn.Linear4bit(96, 64, bias=False, **options),
+    ).to("cpu")  # fmt: skip
+    layers.is_loaded_in_4bit = True  # as transformers does
+    model = get_peft_model(layers, LoraConfig(r=4, lora_alpha=12, target_modules=["0", "2"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    return model
+
+
 @pytest.mark.parametrize(
     "options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}]
 )

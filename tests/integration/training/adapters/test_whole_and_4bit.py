@@ -18,6 +18,8 @@ from training import build_reference, train_adapter
 from training.adapters.check import check_targets
 from training.adapters.servable import takes_lora
 from training.config import ReferenceConfig, TrainingConfig
+from training.loop.arguments import trainer_arguments
+from training.prepared import prepare_training
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ConfigError
 from tuneline.models.source import ModelSource, resolve_model
@@ -102,6 +104,18 @@ def test_an_adapter_of_a_4bit_base_merges_into_what_was_trained(
     assert figures["kl_dequantized"] < 1e-6 < figures["kl_original"]
     parity = _prove(line, base, adapter, merged, tmp_path)
     assert parity["verdict"] == "PASS" and parity["max_logprob_difference"] < 1e-4
+
+
+def test_a_4bit_training_projects_trained_positions_only(
+    line: Line, base: ModelSource, tmp_path: Path
+) -> None:
+    config = _config(load_in_4bit=True)
+    prepared = prepare_training(config, line.dataset, base)
+    arguments = trainer_arguments(prepared.chosen, tmp_path / "work", resumed=False)
+    trainer = prepared.trainer(config, arguments)
+    trained = [p.dtype for p in trainer.model.parameters() if p.requires_grad]
+    assert trained and set(trained) == {torch.float32}
+    assert trainer.has_answer_loss
 
 
 def test_trained_tokens_of_a_tied_base_are_trained_and_proven(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,18 +179,31 @@ def test_a_shared_start_is_computed_once_unless_activations_are_computed_again(
     assert whole == shared
 
 
-def test_sft_with_a_bfloat16_head_on_a_cpu_computes_trained_tokens_in_tiles(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("values", "gpus", "expected"),
+    [
+        ({}, [], LOGIT_COPIES * 3),
+        ({"modules_to_save": ["lm_head"]}, [], TILE_COPIES * 3),
+        ({"trainable_token_indices": [3]}, [], TILE_COPIES * 3),
+        ({"modules_to_save": ["lm_head"]}, ["a GPU"], LOGIT_COPIES * 3),
+        ({"finetuning_type": "full"}, [], LOGIT_COPIES * 3),  # its weights are float32
+    ],
+)
+def test_a_trained_bfloat16_head_on_a_cpu_computes_trained_tokens_in_tiles(
+    values: dict[str, Any], gpus: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.estimates.memory.gpu_names", list)
-    few, batch = Batch(1, 5, 3), Batch(1, 5)
-    part, whole = (estimate_training(CONFIG, NETWORK, one, 2) for one in (few, batch))
-    assert part.activations == whole.activations
-    assert (part.logits, whole.logits) == tuple(TILE_COPIES * 4 * n * 100 for n in (3, 5))
-    full = TrainingConfig.model_validate({"finetuning_type": "full"})  # its weights are float32
-    assert estimate_training(full, NETWORK, few, 2).logits == LOGIT_COPIES * 4 * 3 * 100
-    monkeypatch.setattr("training.estimates.memory.gpu_names", lambda: ["a GPU"])
-    assert estimate_training(CONFIG, NETWORK, few, 2).logits == LOGIT_COPIES * 4 * 3 * 100
+    monkeypatch.setattr("training.estimates.memory.gpu_names", lambda: gpus)
+    config = TrainingConfig.model_validate({"gradient_checkpointing": False, **values})
+    memory = estimate_training(config, NETWORK, Batch(1, 5, 3), 2)
+    assert memory.logits == 4 * expected * 100
+
+
+def test_a_tied_embedding_has_two_gradients() -> None:
+    full = TrainingConfig.model_validate({"finetuning_type": "full"})
+    untied = replace(NETWORK, tied=False)
+    tied, apart = (estimate_training(full, one, Batch(1, 1), 4) for one in (NETWORK, untied))
+    assert tied.weights == 4 * 1000 and apart.weights == 4 * 1800  # the head is its own
+    assert tied.gradients == 4 * (1000 + 800) == apart.gradients
 
 
 @pytest.mark.parametrize("seed", range(20))

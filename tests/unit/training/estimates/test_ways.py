@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from training.config import TrainingConfig
@@ -19,7 +20,9 @@ def test_a_whole_model_takes_16_bytes_for_each_parameter() -> None:
     memory = estimate_training(config, network(), Batch(1, 8), 4)
     parts = memory.weights + memory.adapter + memory.gradients + memory.optimizer
     assert network().num_parameters > 10**5
-    assert parts == 16 * network().num_parameters
+    embedding = math.prod(network().tensors["model.embed_tokens.weight"])
+    # The embedding is also the output layer, and has a gradient of each until they are added.
+    assert parts == 16 * network().num_parameters + 4 * embedding
 
 
 def test_a_4bit_base_takes_less_than_5_bits_for_each_linear_weight() -> None:
@@ -28,12 +31,10 @@ def test_a_4bit_base_takes_less_than_5_bits_for_each_linear_weight() -> None:
     assert linear > 10**5
     whole = estimate_training(TrainingConfig(), plain, batch, 4)
     reduced = estimate_training(TrainingConfig(load_in_4bit=True), plain, batch, 4)
-    saved_bits = 8 * (whole.weights - reduced.weights) / linear
+    at_once = 4 * max(rows * columns for rows, columns in plain.linear_shapes().values())
+    saved_bits = 8 * (whole.weights - (reduced.weights - at_once)) / linear
     assert 32 - 4.13 < saved_bits < 32 - 4.12
-    more = reduced.activations - whole.activations
-    assert more > 0
-    kept = reduced.runtime - whole.runtime  # by the allocator, as much as the activations
-    assert whole.total - reduced.total == whole.weights - reduced.weights - more - kept
+    assert whole.total - reduced.total == whole.weights - reduced.weights
 
 
 def test_targets_may_be_a_regular_expression() -> None:
