@@ -36,6 +36,8 @@ OTHER_NAMES = {
 _CHOICE = re.compile(r"choices|options|(?:choice|option)_?[\da-e]|[A-E]")
 _VALUE = re.compile(r"-?\d+(?:\.\d+)?|\{.*\}|\[.*\]")
 LONGEST_NAME = 100
+EACH_ROW = '(if type == "array" then .[] else . end)'
+"""jq's filter from a JSON file to its rows."""
 EXPORTS = {
     ("mapping", "current_node"): (
         "ChatGPT's export: a tree of messages. Write each conversation as messages: jq -c '.[] | "
@@ -140,7 +142,7 @@ def _with_choices(columns: Sequence[str], choices: Sequence[str]) -> str:
         texts = ", ".join(f'"{re.sub("^(choice|option)_?", "", n)}. \\(.{n})"' for n in choices)
     return (
         "The choices are in other columns than the question, and the prompt would lack them: "
-        f'jq -c \'(if type == "array" then .[] else . end) | {{prompt: ([.{question}, {texts}] '
+        f"jq -c '{EACH_ROW} | {{prompt: ([.{question}, {texts}] "
         f'| join("\\n")), completion: (.{answer} | tostring)}}\' FILE > NEW.jsonl'
     )
 

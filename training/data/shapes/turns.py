@@ -14,6 +14,7 @@ from typing import Any
 
 from training.data.exact_json import parse_json
 from training.data.problem import RowProblem, excerpt, kind_of
+from training.data.shapes.advice import EACH_ROW
 from training.data.shapes.blocks import without_blocks
 from training.data.shapes.calls import read_calls, read_id
 from training.data.shapes.values import as_list, check_text, joined_text
@@ -199,8 +200,7 @@ def _assistant_parts(named: str, given: Mapping[str, Any], content: Any, where: 
 
 def in_each_row(where: str, change: str) -> str:
     """Return the command that changes the list of messages of every row of a JSON file."""
-    rows = '(if type == "array" then .[] else . end)'
-    return f"Try: jq -c '{rows} | .{where.partition('[')[0]} |= {change}' FILE > NEW.jsonl"
+    return f"Try: jq -c '{EACH_ROW} | .{where.partition('[')[0]} |= {change}' FILE > NEW.jsonl"
 
 
 def _renamed(turn: Mapping[str, Any], where: str) -> str | None:
