@@ -27,6 +27,11 @@ from tuneline.models.load import is_left_over
 from tuneline.models.own_code import leave_code_out
 from tuneline.models.schemas import ModelConfig, ShardIndex
 
+SAVE_AGAIN = (
+    "Try: download the folder again. If its maker wrote it so, let transformers write it anew: "
+    "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)"
+)
+
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -151,7 +156,9 @@ def read_base(path: Path) -> ModelFolder:
             if entry.name in tensors:
                 raise ArtifactError(f"{shard.path}: {entry.name} appears in another shard too")
             if index is not None and index["weight_map"].get(entry.name) != shard.path.name:
-                raise ArtifactError(f"{shard.path}: {entry.name} is not what {INDEX} says is here")
+                raise ArtifactError(
+                    f"{shard.path}: {entry.name} is not what {INDEX} says is here", hint=SAVE_AGAIN
+                )
             tensors[entry.name] = entry
     missing = sorted(index["weight_map"].keys() - tensors.keys()) if index else []
     if missing:

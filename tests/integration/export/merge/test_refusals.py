@@ -236,7 +236,9 @@ def test_a_weight_stored_in_eight_bits_is_refused(
 
 
 INDEX_DAMAGE: dict[str, Callable[[dict[str, str]], Any]] = {
-    "is not what": lambda m: m.update({"model.norm.weight": m[min(m)]}),
+    "says is here\n  Try: download the folder again": lambda m: m.update(
+        {"model.norm.weight": m[min(m)]}
+    ),
     "no file holds model.ghost": lambda m: m.update({"model.ghost": m[min(m)]}),
     "no such file": lambda m: m.update({min(m): "model-00099.safetensors"}),
     "outside the folder": lambda m: m.update({min(m): "../model.safetensors"}),
