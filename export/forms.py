@@ -174,13 +174,16 @@ FORMS: dict[str, Form] = {
     "gptq-w4a16": _calibrated("4-bit weights by GPTQ", "gptq", "w4a16", "int4"),
     "awq-w4a16": _calibrated("4-bit weights by AWQ", "awq", "w4a16", "int4"),
     "onnx-float32": _onnx(
-        "ONNX decoder, float32 weights", "float32", {"weights": "float32", "graph": "decoder"}
+        "ONNX decoder, float32 weights",
+        "float32",
+        {"weights": "float32", "graph": "decoder"},
+        version=2,
     ),
     "onnx-int8": _onnx(
-        "ONNX decoder, INT8 weights", "int8", {"weights": "int8", "graph": "decoder"}, version=2
+        "ONNX decoder, INT8 weights", "int8", {"weights": "int8", "graph": "decoder"}, version=3
     ),
     "onnx-int4": _onnx(
-        "ONNX decoder, 4-bit weights", "int4", {"weights": "int4", "graph": "decoder"}, version=2
+        "ONNX decoder, 4-bit weights", "int4", {"weights": "int4", "graph": "decoder"}, version=3
     ),
     "onnx-logits": _onnx("ONNX graph of the logits", "float32", {"graph": "logits"}),
     "torchscript": Form(

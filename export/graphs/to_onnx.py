@@ -214,6 +214,9 @@ def _mend_decoder(path: Path, model: ModelSource) -> None:
     """Add to a graph what the builder omits for some families: Mistral's attention window, and the
     epsilon of a layer norm from the key `layer_norm_eps`, which Phi uses.
 
+    The builder also calls the commit of the repository that Python is installed in its own. Without
+    it, one model gives the same bytes after every commit.
+
     Raises:
         ArtifactError: The family has an attention window that its graph does not have.
     """
@@ -223,6 +226,7 @@ def _mend_decoder(path: Path, model: ModelSource) -> None:
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     epsilon = None if "rms_norm_eps" in config else config.get("layer_norm_eps")
     graph = onnx.load(str(path), load_external_data=False)
+    graph.producer_version = graph.producer_version.partition("+")[0]
     windows = set()
     for node in graph.graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}

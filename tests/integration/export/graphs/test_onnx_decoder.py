@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime_genai
 import pytest
 import torch
@@ -113,6 +115,8 @@ def check_decoder_artifact(artifact: Artifact, base: Path) -> None:
         assert (artifact.path / name).read_bytes() == (base / name).read_bytes(), name
     genai = json.loads((artifact.path / "genai_config.json").read_text())
     assert genai["model"]["eos_token_id"] == [2]
+    graph = onnx.load(artifact.path / "model.onnx", load_external_data=False)
+    assert graph.producer_version == version("onnxruntime-genai")  # no commit of this repository
 
     network, tokenizer = load_model(base)
     prompt = tokenizer.apply_chat_template(
