@@ -13,7 +13,14 @@ from loadtest.config import Scenario
 from loadtest.judging.latency import gaps_s
 from loadtest.report.files import records_of, report_of
 from loadtest.report.schema import LoadReport, ScenarioReport
+from loadtest.workload_config import POOLED, TOKEN_IDS, WorkloadConfig
 from tuneline.core.artifact import Artifact
+
+BACKENDS = {
+    "chat": "openai-chat", "completions": "openai", "responses": "openai-responses",
+    "embeddings": "openai-embeddings", "pooling": "vllm-pooling", "rerank": "vllm-rerank",
+}  # fmt: skip
+"""vLLM's names of routes. It has none for the others, which keep ours."""
 
 
 def vllm_documents(artifact: Artifact) -> list[dict[str, Any]]:
@@ -46,8 +53,8 @@ def _scenario(report: LoadReport, scenario: ScenarioReport, records: Records) ->
     values = {"ttft": ttft, "tpot": tpot[~np.isnan(tpot)], "itl": gaps_s(ok), "e2el": e2e}
     return {
         "date": datetime.fromtimestamp(scenario.start_unix_s, UTC).strftime("%Y%m%d-%H%M%S"),
-        "backend": "openai-chat",
-        "endpoint_type": "openai-chat",
+        "backend": backend_of(report.workload),
+        "endpoint_type": backend_of(report.workload),
         "label": scenario.name,
         "model_id": report.endpoint.model,
         "tokenizer_id": None,
@@ -71,6 +78,13 @@ def _scenario(report: LoadReport, scenario: ScenarioReport, records: Records) ->
             for statistic, value in _statistics(seconds).items()
         },
     }
+
+
+def backend_of(workload: WorkloadConfig) -> str:
+    """Return vLLM's name of the route that a workload asks."""
+    of_ids = workload.source in TOKEN_IDS and workload.route not in POOLED
+    route = "completions" if of_ids else workload.route
+    return BACKENDS.get(route, route)
 
 
 def request_rate(
