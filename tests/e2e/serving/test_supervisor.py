@@ -83,13 +83,16 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
     folder, *segments = temporary_paths(crashed)
     assert len(list(folder.iterdir())) >= 4 and segments
     kill_engine_under_load(crashed, first["url"])
-    assert ready_line(supervisor) == first, "the port stays the same"
+    address = first["url"].removeprefix("http://").removesuffix("/v1")
+    errors = tmp_path / "stderr"
+    wait_for(lambda: len(re.findall(r"ready after [\d.]+ s: ", errors.read_text())) == 2, 180)
+    assert status_of(address, "/ready") == 200, "the port stays the same"
     assert not [path for path in (folder, *segments) if path.exists()]
     group = server_group(supervisor.pid)
     assert group is not None
     assert group != crashed
     assert group_members(crashed) == []
-    stderr = (tmp_path / "stderr").read_text()
+    stderr = errors.read_text()
     assert "vLLM died while serving" in stderr
     assert "restart 1 of at most 1 within an hour" in stderr
     assert (
@@ -99,7 +102,6 @@ def test_a_crash_restarts_it_and_sigterm_drains_it(
     assert "k-123" not in stderr + (tmp_path / "vllm.log").read_text()
 
     url = first["url"]
-    address = url.removeprefix("http://").removesuffix("/v1")
     with urlopen(f"http://{address}/metrics") as page:
         metrics = page.read().decode()
     assert "\ntuneline_restarts_total 1.0\n" in metrics
