@@ -190,7 +190,7 @@ def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str
     other_names = getattr(known, "other_names", {})
     if key in other_names:
         return f"is called {other_names[key]} here"
-    near = difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(key, known.model_fields, n=1, cutoff=0.7)
     near = near or _same_keys(_paths(model), key)[:3]
     if not near and "extra_args" in known.model_fields:
         return f"unknown key (a flag of vLLM belongs below extra_args: extra_args.{key})"

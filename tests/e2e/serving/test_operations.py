@@ -152,6 +152,7 @@ def test_the_chat_page_talks_to_the_model(server: RunningServer, keys: dict[str,
         context = browser.new_context(http_credentials={"username": "me", "password": keys["ops"]})
         page = context.new_page()
         page.goto(f"{address}/chat")
+        page.click("summary")
         page.fill("#tokens", "8")
         page.fill("#message", "I want a refund.")
         page.press("#message", "Enter")

@@ -99,8 +99,11 @@ def test_quantizing_leaves_that_half_too(family: str, scheme: str, tmp_path: Pat
     before, after = (load_file(path / "model.safetensors") for path in (base, quantized.path))
     scaled = {name.removesuffix("_scale") for name in after if name.endswith("weight_scale")}
     layers = [name for name in before if is_in_text_half({"text_config": {}}, name)]
-    assert scaled == {name for name in layers if before[name].ndim == 2}
-    assert len(scaled) >= 14
+    # The gates of Qwen3.5's state stay whole.
+    gates = (".in_proj_a.weight", ".in_proj_b.weight")
+    two = {name for name in layers if before[name].ndim == 2 and not name.endswith(gates)}
+    assert scaled == two
+    assert len(scaled) >= 13
     same = before.keys() & after.keys() - scaled
     assert all(torch.equal(before[name], after[name]) for name in same)
     assert [name for name in same if "vis" in name]

@@ -94,7 +94,8 @@ def measure(
 
 
 def test_every_fault_is_known_here() -> None:
-    assert CLASSES.keys() - {None} == FAULTS.keys()
+    # `few` is a fault of an answer with vectors or scores: test_pooled_routes.py.
+    assert CLASSES.keys() - {None} == FAULTS.keys() - {"few"}
 
 
 @pytest.mark.parametrize("scenario", [{"concurrency": 12}, {"rate_rps": 150.0}])

@@ -73,7 +73,7 @@ def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
     entry = b'"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
     header = b"{" + entry + b"," + entry + b"}"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"1")
-    with pytest.raises(ArtifactError, match="a name appears twice"):
+    with pytest.raises(ArtifactError, match="the key 'x' appears twice"):
         read_tensor_file(path)
 
 
