@@ -51,6 +51,11 @@ ModelAlias = Annotated[str, Field(pattern=r"^[^\s@]+$")]
 
 FILE_FLAGS = ("chat_template", "reasoning_parser_plugin", "tool_parser_plugin")
 """Flags of vLLM whose value may be the path of a file."""
+ONE_WITH_ADAPTERS = {
+    "api_server_count": "vLLM takes adapters at run time with one front end only",
+    "data_parallel_size": "the proof of an adapter would reach one engine only",
+}
+"""Flags of vLLM that must be 1 with `serving.adapters`, by name."""
 NOT_SECRET_FLAGS = {"allow_credentials"}
 """Flags of vLLM that are named like a secret and hold none: this flag is a CORS setting."""
 
@@ -193,9 +198,13 @@ class ServingConfig(StrictModel):
             return self
         if self.keys_file is None:
             raise ValueError("adapters: needs keys_file, with an admin key")
-        several = self.given_args & {"api_server_count", "data_parallel_size"}
-        if several:
-            raise ValueError(f"adapters: need one server process; remove {', '.join(several)}")
+        for name, value in self.extra_args.items():
+            why = ONE_WITH_ADAPTERS.get(flag_name(name))
+            if why is not None and value not in (None, 1, "1"):
+                raise ValueError(
+                    f"adapters: extra_args.{name} is {value}; expected 1, because {why}. "
+                    "Start several servers instead"
+                )
         return self
 
     @model_validator(mode="after")

@@ -20,12 +20,12 @@ from tuneline.core.errors import ConfigError
 from tuneline.core.secrets import without_secrets
 from tuneline.models.source import ModelSource
 
-# Variables that open routes, load adapters from other places or move the port. `vllm_command` sets
-# the key again.
+# Variables that open routes, load adapters from other places, move the port, or start the front end
+# of vLLM that has no middleware. `vllm_command` sets the key again.
 UNWANTED = frozenset({
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_API_KEY", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE",
     "VLLM_LORA_RESOLVER_CACHE_DIR", "VLLM_LORA_RESOLVER_HF_REPO_LIST", "VLLM_PORT",
-    "VLLM_SERVER_DEV_MODE",
+    "VLLM_SERVER_DEV_MODE", "VLLM_USE_RUST_FRONTEND",
 })  # fmt: skip
 
 LOG_LEVEL = "VLLM_LOGGING_LEVEL"

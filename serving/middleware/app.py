@@ -64,7 +64,7 @@ from serving.middleware.metrics import (
 )  # fmt: skip
 from serving.middleware.models_page import answer_models
 from serving.middleware.open_adapters import open_adapters
-from serving.middleware.routes import ADAPTERS, MODELS, Route, find_route, open_routes
+from serving.middleware.routes import ADAPTERS, MODELS, Route, find_route, open_routes, why_unknown
 from serving.middleware.settings import read_settings
 from serving.middleware.startup import is_first_front_end, process_age_s, record_start
 from serving.middleware.watch import watch_engine
@@ -142,8 +142,8 @@ class TunelineMiddleware:
         try:
             if found is None:
                 what = f"{scope['method']} {scope['path']}"
-                what = f"{scope['method']} {scope['path']}"
-                raise Refusal(404, f"Unknown route: {what}", kind="NotFoundError")
+                hint = why_unknown(scope["path"], self._routes)
+                raise Refusal(404, f"Unknown route: {what}{hint}", kind="NotFoundError")
             if name == "/ready":
                 await self._ready(exchange)
             elif name == "/health":
@@ -220,8 +220,8 @@ class TunelineMiddleware:
             number = 1 if fields is None else limits.num_prompts(fields, route.lists)
             limits.require_room(self._num_prompts, number, self.settings.max_in_flight)
             with limits.admitted_prompts(key, use, number):
-                if fields is not None and use is not None and use.tokens is not None:
-                    body = limits.ask_for_usage(exchange, fields, body)
+                exchange.scope.setdefault("state", {})  # where vLLM leaves the usage
+                exchange.reads_usage = use is not None and use.tokens is not None
                 self.in_flight.add(exchange)
                 self._num_prompts += number
                 IN_FLIGHT.inc()

@@ -99,8 +99,8 @@ def parse_body(body: bytes) -> dict[str, Any] | None:
     its own words.
 
     Raises:
-        Refusal: The body is nested too deeply, or is not text; vLLM's answer to that is not an
-            OpenAI error.
+        Refusal: The body is nested too deeply, is not text, or has a number that Python does not
+            read; vLLM's answer to that is not an OpenAI error.
     """
     if num_levels(body) > MAX_LEVELS:
         raise Refusal(400, f"The body is nested too deeply; at most {MAX_LEVELS} levels.")
@@ -110,8 +110,10 @@ def parse_body(body: bytes) -> dict[str, Any] | None:
         raise Refusal(400, "The body is nested too deeply.") from None
     except UnicodeDecodeError:
         raise Refusal(400, "The body is not text in UTF-8.") from None
-    except ValueError:
+    except json.JSONDecodeError:
         return None
+    except ValueError:
+        raise Refusal(400, "The body has a number of too many digits.") from None
     return values if isinstance(values, dict) else None
 
 

@@ -15,6 +15,11 @@ from serving.middleware.asgi import Header, Scope, header
 from serving.middleware.chat_page import PAGE_HEADER
 
 ALLOW_ORIGIN = b"access-control-allow-origin"
+EXPOSE: Header = (
+    b"access-control-expose-headers",
+    b"retry-after, x-request-id, x-tuneline-artifact, x-tuneline-engine",
+)
+"""The headers of an answer that a page may read, besides those that a browser always shows."""
 
 
 @dataclass(frozen=True)

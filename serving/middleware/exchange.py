@@ -21,7 +21,7 @@ from serving.middleware.asgi import (
     header,
 )
 from serving.middleware.body import Refusal
-from serving.middleware.cors import ALLOW_ORIGIN
+from serving.middleware.cors import ALLOW_ORIGIN, EXPOSE
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _USAGE = re.compile(rb'"usage":\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
@@ -29,7 +29,6 @@ _PARTS = (
     "input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens",
 )  # fmt: skip
 """The usage of `/v1/messages` has no total, and counts cached tokens of the prompt apart."""
-_USAGE_ONLY = re.compile(rb'"choices":\s*\[\]')
 _MESSAGES = "/v1/messages"
 _ANTHROPIC = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -63,8 +62,6 @@ class Exchange:
         self.num_tokens: int | None = None
         """Tokens of prompt and answer, as the server reports them; only if `reads_usage`."""
         self.reads_usage = False
-        self.hides_usage = False
-        """The client did not ask for the event with the usage of a stream."""
         self.scope = scope
         self._receive = receive
         self._send = send
@@ -102,8 +99,8 @@ class Exchange:
             return
         if message["type"] == "http.response.body":
             self.num_events += 1
-            if self.reads_usage and self._drops(message.get("body", b"")):
-                return
+            if self.reads_usage:
+                self._read_usage(message.get("body", b""))
             self.is_done = not message.get("more_body", False)
         self._is_sending = True
         try:
@@ -158,25 +155,25 @@ class Exchange:
                 name == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in headers
             )
-            if self._origin and all(name != ALLOW_ORIGIN for name, _ in headers):
-                headers += self._origin
+            if self._origin:
+                headers.append(EXPOSE)
+                if all(name != ALLOW_ORIGIN for name, _ in headers):
+                    headers += self._origin
             message = {**message, "headers": [*headers, *self._headers]}
         await self._send(message)
 
-    def _drops(self, body: bytes) -> bool:
-        """Read the usage from a piece of the answer; return whether the client must not see it."""
-        if b'"usage"' not in body:
-            return False
+    def _read_usage(self, body: bytes) -> None:
+        """Read the usage from a piece of the answer, if the piece has it."""
         # The last one: arguments of a tool, which the model writes, come before the usage.
-        if found := _USAGE.findall(body):
-            try:
-                counts = json.loads(found[-1])
-            except ValueError:
-                counts = {}  # a model's own text in the place of a usage
-            self._usage |= {name: n for name, n in counts.items() if isinstance(n, int)}
-            parts = sum(self._usage.get(name, 0) for name in _PARTS)
-            self.num_tokens = self._usage.get("total_tokens", parts)
-        return self.hides_usage and _USAGE_ONLY.search(body) is not None and b"[DONE]" not in body
+        if b'"usage"' not in body or not (found := _USAGE.findall(body)):
+            return
+        try:
+            counts = json.loads(found[-1])
+        except ValueError:
+            counts = {}  # a model's own text in the place of a usage
+        self._usage |= {name: n for name, n in counts.items() if isinstance(n, int)}
+        parts = sum(self._usage.get(name, 0) for name in _PARTS)
+        self.num_tokens = self._usage.get("total_tokens", parts)
 
 
 def _request_id(scope: Scope) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from serving.middleware.asgi import RETRY_AFTER_S
+from serving.middleware.asgi import RETRY_AFTER_S, Scope
 from serving.middleware.body import Refusal
 from serving.middleware.exchange import Exchange
 from serving.middleware.key_file import Key
@@ -105,37 +104,32 @@ def admitted_prompts(key: Key | None, use: Use | None, number: int) -> Iterator[
         use.in_flight -= more
 
 
-def ask_for_usage(exchange: Exchange, fields: dict[str, Any], body: bytes) -> bytes:
-    """Make the server report the tokens of an answer, and return the body that asks for them.
-
-    A stream reports them only when asked. The client does not see an event that it did not ask for.
-    """
-    exchange.reads_usage = True
-    if fields.get("stream") is not True or exchange.scope["path"] not in (
-        "/v1/chat/completions", "/v1/completions",
-    ):  # fmt: skip
-        return body
-    options = fields.get("stream_options") or {}
-    if not isinstance(options, dict) or options.get("include_usage"):
-        return body
-    exchange.hides_usage = True
-    asked = {**fields, "stream_options": {**options, "include_usage": True}}
-    return json.dumps(asked, ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
 def take_tokens(exchange: Exchange, use: Use | None, body: bytes) -> None:
     """Take an answer's tokens from the level of its key."""
     # A client that leaves before its answer begins has made the engine compute its prompt.
     has_left = exchange.status == 0 and exchange.client_left
     if use is None or use.tokens is None or not (exchange.status == 200 or has_left):
         return
-    tokens = exchange.num_tokens
-    if tokens is None or not exchange.is_done:  # a stream may report its prompt at the beginning
-        text = MEDIA.sub(b"", body)
-        estimate = len(text) // CHARACTERS_PER_TOKEN + exchange.num_events
-        tokens = max(tokens or 0, estimate)
+    tokens = _whole_usage(exchange.scope)
+    if tokens is None:
+        tokens = exchange.num_tokens
+        if tokens is None or not exchange.is_done:  # a stream may report its prompt at first
+            text = MEDIA.sub(b"", body)
+            estimate = len(text) // CHARACTERS_PER_TOKEN + exchange.num_events
+            tokens = max(tokens or 0, estimate)
     use.tokens.take(tokens)
     KEY_TOKENS.labels(key=exchange.key_name).inc(tokens)
+
+
+def _whole_usage(scope: Scope) -> int | None:
+    """Return the tokens of prompt and answer, if vLLM has left them for middlewares at the end.
+
+    It does so for chats and completions, also for a stream that reports no usage to its client. To
+    ask for a report would change the stream: vLLM moves `system_fingerprint` into it.
+    """
+    metadata = scope.get("state", {}).get("request_metadata")
+    usage = getattr(metadata, "final_usage_info", None)
+    return None if usage is None else int(usage.total_tokens)
 
 
 def _too_much(key: Key, limit: str, wait_s: float) -> Refusal:

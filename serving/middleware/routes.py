@@ -98,6 +98,20 @@ def find_route(path: str, routes: Mapping[str, Route]) -> tuple[str, Route] | No
     return None if route is None else (name, route)
 
 
+def why_unknown(path: str, routes: Mapping[str, Route]) -> str:
+    """Return what may be wrong with a path that a server does not have; "" if nothing is known."""
+    if path.startswith("/v1/v1/") or f"/v1{path}" in routes:
+        return "; check the client's base URL: OpenAI's ends in /v1, Anthropic's does not"
+    route = ROUTES.get(path)
+    if route is None:
+        return ""
+    if route.option is None:
+        return "; this server computes vectors or scores in place of text"
+    if route.option == "adapters":
+        return "; serving.adapters opens it"
+    return f"; serving.routes: [{route.option}] opens it"
+
+
 def open_paths(options: Collection[str]) -> list[str]:
     """Return the paths outside `/v1` that these values of `serving.routes` open to every key."""
     return [

@@ -46,6 +46,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "batch": add_key(file, "batch", {"requests_per_minute": 2, "models": ["tickets"]}),
         "single": add_key(file, "single", {"max_concurrency": 1}),
         "later": add_key(file, "later", {"priority": 10}),
+        "counted": add_key(file, "counted", {"tokens_per_minute": 100_000}),
     }
 
 
@@ -86,6 +87,49 @@ def test_named_keys_and_their_limits(server: RunningServer, keys: dict[str, str]
     log = server.log_path.read_text()
     assert '"key": "batch"' in log
     assert not any(secret in log for secret in (keys["ops"], keys["batch"], "refund"))
+
+
+@pytest.mark.parametrize("route", ["chat", "completions"])
+def test_a_stream_of_a_key_with_a_limit_of_tokens_is_the_server_s_own(
+    server: RunningServer, keys: dict[str, str], route: str
+) -> None:
+    asked: Any = {"chat": {"messages": [QUESTION]}, "completions": {"prompt": "I want"}}[route]
+    options: Any = {"model": "tickets", "max_tokens": 6, "temperature": 0, **asked}
+
+    def chunks(key: str) -> list[dict[str, Any]]:
+        client = client_of(server, keys[key])
+        create: Any = client.chat.completions if route == "chat" else client.completions
+        found = [
+            chunk.model_dump(exclude_unset=True) for chunk in create.create(**options, stream=True)
+        ]
+        return [{**chunk, "id": "", "created": 0} for chunk in found]
+
+    before = tokens_of(server, "counted")
+    ops, counted = joined(chunks("ops")), joined(chunks("counted"))
+    assert ops == counted
+    assert counted["system_fingerprint"].startswith("vllm-")
+    client = client_of(server, keys["counted"])
+    whole: Any = client.chat.completions if route == "chat" else client.completions
+    usage = whole.create(**options).usage
+    assert tokens_of(server, "counted") - before == 2 * usage.total_tokens > 0
+
+
+def joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a stream's chunks together; how many tokens a chunk has may vary."""
+    fields: dict[str, Any] = {"text": ""}
+    for chunk in chunks:
+        assert chunk["choices"] and not chunk.get("usage")
+        choice = chunk["choices"][0]
+        fields["text"] += choice.get("text") or choice.get("delta", {}).get("content") or ""
+        fields |= {name: value for name, value in chunk.items() if name != "choices"}
+    return fields
+
+
+def tokens_of(server: RunningServer, key: str) -> float:
+    families = text_string_to_metric_families(httpx.get(server.metrics_url).text)
+    (family,) = (one for one in families if one.name == "tuneline_key_tokens")
+    samples = (one for one in family.samples if one.name == "tuneline_key_tokens_total")
+    return sum(one.value for one in samples if one.labels["key"] == key)
 
 
 def test_the_openai_client_waits_as_long_as_a_refusal_says(

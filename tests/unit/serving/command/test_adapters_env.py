@@ -142,8 +142,13 @@ def test_an_admin_key_and_the_folder_are_required(tmp_path: Path, model: ModelSo
     [
         ({"adapters": {"root": "."}}, "needs keys_file, with an admin key"),
         (
-            {"adapters": {"root": "."}, "keys_file": "k", "extra_args": {"api_server_count": 2}},
-            "need one server process; remove api_server_count",
+            {"adapters": {"root": "."}, "keys_file": "k", "extra_args": {"--api-server-count": 2}},
+            r"extra_args\.--api-server-count is 2; expected 1, because vLLM takes adapters at run "
+            r"time with one front end only\. Start several servers",
+        ),
+        (
+            {"adapters": {"root": "."}, "keys_file": "k", "extra_args": {"data_parallel_size": 4}},
+            "expected 1, because the proof of an adapter would reach one engine only",
         ),
         ({"adapters": {"root": ".", "max_lora_rank": 20}}, "max_lora_rank"),
         ({"extra_args": {"max_loras": 3}}, r"set serving\.adapters\.max_adapters"),
@@ -152,6 +157,12 @@ def test_an_admin_key_and_the_folder_are_required(tmp_path: Path, model: ModelSo
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate_config(ServingConfig, settings, "serving")
+
+
+def test_one_front_end_may_be_written_down() -> None:
+    given = {"api_server_count": 1, "data_parallel_size": 1}
+    settings = {"adapters": {"root": "."}, "keys_file": "k", "extra_args": given}
+    assert validate_config(ServingConfig, settings, "serving").extra_args == given
 
 
 def test_a_container_has_its_adapters_in_the_folder_of_the_pod(

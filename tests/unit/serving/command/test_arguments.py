@@ -202,6 +202,7 @@ def test_the_environment_is_scrubbed(tmp_path: Path) -> None:
         "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_ACCESS_KEY_ID": "s3cret", "HF_TOKEN": "s3cret",
         "OPENAI_API_KEY": "s3cret", "DB_PASSWORD": "s3cret", "VLLM_PORT": "tcp://10.0.0.1:80",
         "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_USE_RUST_FRONTEND": "1",
     }  # fmt: skip
     env = command_env(tmp_path, kept | dropped)
     assert kept.items() <= env.items()

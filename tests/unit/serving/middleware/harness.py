@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -49,11 +50,11 @@ class Inner:
         fields = fields if isinstance(fields, dict) else {}
         self.running += 1
         try:
-            await self._answer(send, fields)
+            await self._answer(scope, send, fields)
         finally:
             self.running -= 1
 
-    async def _answer(self, send: Send, fields: Mapping[str, Any]) -> None:
+    async def _answer(self, scope: Scope, send: Send, fields: Mapping[str, Any]) -> None:
         if not fields.get("stream"):
             if self.gate is not None:
                 await self.gate.wait()
@@ -64,6 +65,9 @@ class Inner:
         if (fields.get("stream_options") or {}).get("include_usage"):
             events.append(f'data: {{"choices":[],"usage":{json.dumps(USAGE)}}}\n\n'.encode())
         events.append(b"data: [DONE]\n\n")
+        # vLLM leaves the usage of every chat and completion here, for middlewares.
+        usage = SimpleNamespace(**USAGE)
+        scope["state"]["request_metadata"] = SimpleNamespace(final_usage_info=usage)
         await _send(send, b"text/event-stream", events, self.gate)
 
 

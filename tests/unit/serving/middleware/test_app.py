@@ -76,8 +76,8 @@ def test_another_method_is_refused_as_openai_does(
 
 @pytest.mark.parametrize(
     "path",
-    ["/invocations", "/adapters", "/docs", "/openapi.json", "/tokenize", "/load", "/v1/embeddings",
-     "/v1/load_lora_adapter", "/v1/chat/completions/", "/v1/../invocations", "//invocations", "/"],
+    ["/invocations", "/adapters", "/docs", "/openapi.json", "/load", "/v1/load_lora_adapter",
+     "/v1/chat/completions/", "/v1/../invocations", "//invocations", "/", "/v1/files"],
 )  # fmt: skip
 def test_other_routes_do_not_exist(inner: Inner, path: str) -> None:
     status, headers, body = request(TunelineMiddleware(inner), path, "POST")
@@ -91,6 +91,32 @@ def test_other_routes_do_not_exist(inner: Inner, path: str) -> None:
         "param": None,
         "code": 404,
     }
+    assert inner.paths == []
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "hint"),
+    [
+        ((), "/chat/completions", "check the client's base URL: OpenAI's ends in /v1"),
+        ((), "/models", "check the client's base URL: OpenAI's ends in /v1"),
+        ((), "/v1/v1/messages", "check the client's base URL: OpenAI's ends in /v1, Anthropic's "
+         "does not"),
+        ((), "/v1/responses", "serving.routes: [responses] opens it"),
+        ((), "/tokenize", "serving.routes: [tokenize] opens it"),
+        ((), "/v1/adapters", "serving.adapters opens it"),
+        (["pooling"], "/v1/chat/completions", "this server computes vectors or scores in place "
+         "of text"),
+        (["pooling"], "/v1/embeddings", "serving.routes: [embeddings] opens it"),
+    ],
+)  # fmt: skip
+def test_a_route_that_is_closed_here_says_why(
+    inner: Inner, monkeypatch: pytest.MonkeyPatch, options: list[str], path: str, hint: str
+) -> None:
+    monkeypatch.setenv("TUNELINE_SETTINGS", json.dumps({"routes": options}))
+    status, _, body = request(TunelineMiddleware(inner), path, "POST")
+    message = json.loads(body)["error"]["message"]
+    assert status == 404
+    assert message.startswith(f"Unknown route: POST {path}; {hint}")
     assert inner.paths == []
 
 

@@ -128,6 +128,15 @@ def test_a_body_that_is_no_text(body: bytes) -> None:
     assert inner.paths == []
 
 
+def test_a_number_that_python_does_not_read() -> None:
+    """vLLM's answer has no error in OpenAI's shape."""
+    inner = Inner()
+    answer = ask(TunelineMiddleware(inner), CHAT, parts=[b'{"seed": ' + b"1" * 5000 + b"}"])
+    assert (answer.status, answer.error["type"]) == (400, "BadRequestError")
+    assert answer.error["message"] == "The body has a number of too many digits."
+    assert inner.paths == []
+
+
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000])
 def test_a_body_that_is_nested_too_deeply(body: bytes) -> None:
     inner = Inner()
