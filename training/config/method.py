@@ -83,6 +83,8 @@ class MethodOptions(StrictModel):
     """Why several processes cannot share a step; None if they can."""
     has_expected_answers: ClassVar[bool] = True
     """Whether held-out rows have one right answer each, which exact match compares with."""
+    has_token_loss: ClassVar[bool] = False
+    """Whether the loss is in nats, per token of the answers."""
     compares: ClassVar[bool] = False
     """Whether the trained model is compared with its base by preference or reward."""
     answers_prompts: ClassVar[bool] = True
@@ -147,6 +149,7 @@ class SftConfig(TrlOptions):
 
     trained_by: ClassVar[str] = "training.methods.sft:SFT"
     kinds: ClassVar[tuple[Kind, ...]] = ("answer", "text")
+    has_token_loss: ClassVar[bool] = True
 
     type: Literal["sft"] = "sft"
 
@@ -292,6 +295,7 @@ class DistillationConfig(SampledOptions):
     )
     trained_by: ClassVar[str] = "training.methods.distillation:DISTILLATION"
     adapter_learning_rate: ClassVar[float | None] = 1e-5
+    has_token_loss: ClassVar[bool] = True
     not_shared: ClassVar[str | None] = "each process would sample its own answers"
 
     type: Literal["distillation"]

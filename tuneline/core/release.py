@@ -137,7 +137,7 @@ class ReleasedModel(StrictModel):
 
 
 class Base(StrictModel):
-    """The base model."""
+    """A model that the released one was made from: its base, or the teacher of a distillation."""
 
     id: str
     """As run.yaml names it."""
@@ -216,6 +216,8 @@ class Release(StrictModel):
     tuneline_version: str
     model: ReleasedModel
     base: Base
+    teacher: Base | None = None
+    """The teacher of a distillation."""
     data: Data
     gates: list[Gate]
     figures: list[Figure]
@@ -266,8 +268,13 @@ class Release(StrictModel):
     @property
     def task(self) -> str:
         """Return the Hub's name of what the model does."""
+        return "text-classification" if self.gives_scores else "text-generation"
+
+    @property
+    def gives_scores(self) -> bool:
+        """Return whether the model is a reward model."""
         method = self.config.get("training", {}).get("method", {}).get("type")
-        return "text-classification" if method == "reward" else "text-generation"
+        return method == "reward"
 
     def failed(self) -> list[Gate]:
         """Return the gates that stop the release."""

@@ -19,7 +19,8 @@ from tuneline.core.release import Figure, Release
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
 
-MODEL, BASE, TRAIN, HELDOUT = "model", "base-model", "training-rows", "heldout-rows"
+MODEL, BASE, TEACHER = "model", "base-model", "teacher"
+TRAIN, HELDOUT = "training-rows", "heldout-rows"
 FIGURES = ("evaluation.tuned.", "evaluation.served.", "parity.served.")
 
 
@@ -74,8 +75,12 @@ def _written(release: Release) -> str:
         )
         for entry in model.files
     }  # fmt: skip
+    models = {BASE: base} | ({} if release.teacher is None else {TEACHER: release.teacher})
     made_from = [
-        component(BASE, model_type, base.id, base.digest, base.license, base.revision or "unknown"),
+        *(
+            component(ref, model_type, one.id, one.digest, one.license, one.revision or "unknown")
+            for ref, one in models.items()
+        ),
         component(TRAIN, data_type, "training rows", data.train_sha256, data.license, "1"),
         component(HELDOUT, data_type, "held-out rows", data.heldout_sha256, data.license, "1"),
     ]
@@ -132,7 +137,7 @@ def _model_card(release: Release) -> dict[str, Any]:
             "architectureFamily": "transformer",
             "datasets": [{"ref": TRAIN}, {"ref": HELDOUT}],
             "inputs": [{"format": "text"}],
-            "outputs": [{"format": "text"}],
+            "outputs": [{"format": "score" if release.gives_scores else "text"}],
         },
         "quantitativeAnalysis": {"performanceMetrics": [_metric(figure) for figure in figures]},
         "properties": [

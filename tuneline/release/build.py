@@ -23,6 +23,7 @@ from tuneline.release.facts import (
     previous_of,
     released_model,
     reproduce,
+    teacher_of,
 )
 from tuneline.release.figures import figures_of
 from tuneline.release.gates.finding import UNREADABLE, Finding
@@ -55,6 +56,7 @@ def build_release(proofs: Proofs, waivers: Sequence[Waiver] = ()) -> Release:
         tuneline_version=__version__,
         model=model,
         base=base_of(proofs),
+        teacher=teacher_of(proofs),
         data=data,
         gates=gates,
         figures=figures_of(proofs),

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import yaml
 
 from tuneline.core.digests import short_digest
-from tuneline.core.release import Figure, Outcome, Release
+from tuneline.core.release import Base, Figure, Outcome, Release
 from tuneline.release.licenses import hub_license
+from tuneline.report.sections.training import method_words
 
 SHOWN = ("evaluation.", "forgetting.difference", "parity.served.", "load.")
 MARKS = {
@@ -28,8 +29,9 @@ def card_text(release: Release) -> str:
         "| | |",
         "| --- | --- |",
         f"| model | `{model.digest}`, {model.form}, {model.weights}, {model.size_bytes:,} bytes |",
-        f"| base model | {base.id} `{short_digest(base.digest)}`, "
-        f"licence {base.license or 'unknown'} |",
+        f"| base model | {_origin(base)} |",
+        *([] if release.teacher is None else [f"| teacher | {_origin(release.teacher)} |"]),
+        f"| method | {method_words(release.config['training'])} |",
         f"| data | {data.num_train:,} training rows, {data.num_heldout:,} held-out rows of "
         f"{', '.join(data.paths)}, licence {data.license or 'unknown'} |",
         f"| released | {release.created_at}, Tuneline {release.tuneline_version} |",
@@ -58,6 +60,10 @@ def card_text(release: Release) -> str:
         "The intended use and the known biases are not measured. Add them before you publish."
     ]
     return "\n".join(lines) + "\n"
+
+
+def _origin(model: Base) -> str:
+    return f"{model.id} `{short_digest(model.digest)}`, licence {model.license or 'unknown'}"
 
 
 def _metadata(release: Release) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from training.config.method import DistillationConfig
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ArtifactError
@@ -20,7 +21,13 @@ from tuneline.models.folder import CONFIG, read_json
 from tuneline.models.source import ModelSource, computed_dtype, is_of_hub
 from tuneline.pipeline.server import model_source, served_stage, serves_adapter
 from tuneline.pipeline.stage import DATASET
-from tuneline.release.licenses import base_license, data_license, data_paths
+from tuneline.release.licenses import (
+    License,
+    base_license,
+    data_license,
+    data_paths,
+    teacher_license,
+)
 from tuneline.release.proofs import Proofs
 
 
@@ -57,13 +64,27 @@ def base_of(proofs: Proofs) -> Base:
     """Return the base model with its licence."""
     config = proofs.run.config
     found = base_license(proofs.run, proofs.base.path)
+    return _made_from(proofs.base, config.base_model, config.base_revision, found)
+
+
+def teacher_of(proofs: Proofs) -> Base | None:
+    """Return the teacher of a distillation with its licence; None for another method."""
+    method = proofs.run.config.training.method
+    if not isinstance(method, DistillationConfig):
+        return None
+    (model,) = method.models(proofs.run.path.parent)
+    name, revision = method.teacher_model_name_or_path, method.teacher_model_revision
+    return _made_from(model, name, revision, teacher_license(proofs.run))
+
+
+def _made_from(model: ModelSource, name: str, revision: str | None, found: License | None) -> Base:
     return Base(
-        id=config.base_model,
-        revision=config.base_revision,
-        digest=proofs.base.digest,
+        id=name,
+        revision=revision,
+        digest=model.digest,
         license=None if found is None else found.name,
         license_source="" if found is None else found.source,
-        hub_id=config.base_model if is_of_hub(proofs.base) else None,
+        hub_id=name if is_of_hub(model) else None,
     )
 
 

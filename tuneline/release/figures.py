@@ -25,12 +25,13 @@ from tuneline.release.gates.parity import REWARD_KIND, REWARDS_FILE
 from tuneline.release.proofs import Proofs
 
 EVALUATIONS = {EVALUATION_BASE: "base", EVALUATION_TUNED: "tuned", EVALUATION_SERVED: "served"}
+NATS = "nats"
 TRAINING = {
     "num_steps": ("Optimizer steps", ""),
     "num_trained_tokens": ("Trained tokens", "tokens"),
     "trained_tokens_per_s": ("Training throughput", "tokens/s"),
-    "eval_loss_before": ("Held-out loss before training", "nats"),
-    "eval_loss": ("Held-out loss after training", "nats"),
+    "eval_loss_before": ("Held-out loss before training", NATS),
+    "eval_loss": ("Held-out loss after training", NATS),
     "wall_s": ("Time of training", "s"),
     "peak_memory_bytes": ("Peak memory of training", "bytes"),
 }
@@ -83,8 +84,13 @@ def figures_of(proofs: Proofs) -> list[Figure]:
 
 
 def _of_manifests(proofs: Proofs) -> Iterator[Figure]:
+    method = proofs.run.config.training.method
     names = {"num_train": ("Training rows", ""), "num_heldout": ("Held-out rows", "")}
-    for stage, wanted, prefix in ((DATASET, names, "data"), (ADAPTER, TRAINING, "training")):
+    trained = {
+        name: (title, "" if unit == NATS and not method.has_token_loss else unit)
+        for name, (title, unit) in TRAINING.items()
+    }
+    for stage, wanted, prefix in ((DATASET, names, "data"), (ADAPTER, trained, "training")):
         artifact = proofs.made.get(stage)
         if artifact is None:
             continue

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.documents import parse_json
@@ -158,7 +160,7 @@ def check_agreement(artifact: Artifact, release: Release) -> None:
     """Check that the files of a release say the same, and that the chain closes."""
     problems = []
     statement = _read_json(artifact.path / STATEMENT_FILE)
-    if statement != statement_of(release):
+    if not _is_about(statement, release):
         problems.append(f"{STATEMENT_FILE}: is about another release than release.json")
     bom = _read_json(artifact.path / BOM_FILE)
     try:
@@ -172,6 +174,18 @@ def check_agreement(artifact: Artifact, release: Release) -> None:
         problems.append(f"{MANIFEST}: names other inputs than the chain of release.json")
     problems += _open_ends(release)
     _raise(artifact.path, problems)
+
+
+def _is_about(statement: Any, release: Release) -> bool:
+    """Return whether a statement is that of a release; an earlier Tuneline wrote fewer keys."""
+    expected = statement_of(release)
+    try:
+        predicate = Release.model_validate(statement["predicate"])
+    except (KeyError, TypeError, ValidationError):
+        return False
+    return predicate == release and statement | {"predicate": None} == expected | {
+        "predicate": None
+    }
 
 
 def _read_json(path: Path) -> Any:
@@ -192,6 +206,8 @@ def _read_json(path: Path) -> Any:
 def _open_ends(release: Release) -> list[str]:
     """Return the inputs of the chain that no earlier artifact, file or base model has."""
     known = {release.base.digest}
+    if release.teacher is not None:
+        known.add(release.teacher.digest)
     problems = []
     for link in release.chain:
         problems += [

@@ -224,7 +224,9 @@ def _inputs(stage: Stage, run: Run, base: ModelSource, made: Made) -> list[Input
         return [*first, *served(run, base, made).inputs]
     if stage.kind == "forgetting":
         return [suite_input(), base.as_input("base"), *own[1:]]
-    with_base = stage.kind in ("adapter", "evaluation", "reference", "model")
+    if stage.kind == "adapter":
+        return [*own, *stage.inputs(run, base)]
+    with_base = stage.kind in ("evaluation", "reference", "model")
     return [*own, *([base.as_input("base")] if with_base else [])]
 
 

@@ -224,7 +224,12 @@ def test_a_reward_model_is_released_for_its_scores(tmp_path: Path) -> None:
     figure = read_release(folder).figure("parity.served.num_equal_orders")
     assert figure is not None and figure.value == 40
     assert "pipeline_tag: text-classification" in (folder / "README.md").read_text()
-    assert '"task": "text-classification"' in (folder / "bom.json").read_text()
+    bom = json.loads((folder / "bom.json").read_text())
+    found = bom["metadata"]["component"]["modelCard"]["modelParameters"]
+    assert found["task"] == "text-classification"
+    assert found["outputs"] == [{"format": "score"}]
+    losses = [one for one in read_release(folder).figures if "loss" in one.name]
+    assert [one.unit for one in losses] == ["", ""]
     page = (folder / "report.md").read_text()
     assert "Served scores" in page and "40 of 40" in page and "tuneline prove" not in page
     assert "no figure says which load the endpoint holds" in page.partition("## Load test")[2]

@@ -18,7 +18,7 @@ from tuneline.core.page.blocks import (
     Text,
 )
 from tuneline.core.page.numbers import ABSENT, digits, size
-from tuneline.core.release import Figure, Release
+from tuneline.core.release import Base, Figure, Release
 from tuneline.report.facts import Facts
 from tuneline.report.sections.training import machine
 
@@ -47,12 +47,11 @@ def provenance_section(facts: Facts) -> Section:
 def _released(release: Release) -> Pairs:
     model, base, data = release.model, release.base, release.data
     served = f"{model.served_name}, {model.form}, {model.weights} "
-    revision = f" at {base.revision}" if base.revision else ""
-    origin = f"{base.id}{revision}, licence {base.license or 'unknown'} "
     files = f"{', '.join(data.paths)}, licence {data.license or 'unknown'} "
     pairs: list[tuple[str, Text]] = [
         ("served model", (served, Code(model.digest))),
-        ("base model", (origin, Code(base.digest))),
+        ("base model", _origin(base)),
+        *([] if release.teacher is None else [("teacher", _origin(release.teacher))]),
         ("data", (files, Code(data.digest))),
     ]
     if release.previous is not None:
@@ -61,6 +60,11 @@ def _released(release: Release) -> Pairs:
             ("compared with", (f"{earlier.name} of {earlier.created_at} ", Code(earlier.digest)))
         )
     return Pairs(tuple(pairs))
+
+
+def _origin(model: Base) -> Text:
+    revision = f" at {model.revision}" if model.revision else ""
+    return (f"{model.id}{revision}, licence {model.license or 'unknown'} ", Code(model.digest))
 
 
 def _chain(facts: Facts) -> Table:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from training.config.method import METHODS
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.page.blocks import Code, Pairs, Plot, Plots, Section, Text
@@ -21,6 +23,8 @@ LOG_RATIO = 20.0
 """A loss that falls by more has a logarithmic axis, so that its end can still be read."""
 FIRST = ("loss", "learning_rate")
 LEFT_OUT = ("step", "epoch", "grad_norm")
+WORDS = {"distillation": "distillation", "reward": "reward model"}
+"""The methods whose names are words, not initials."""
 MAX_FURTHER = 4
 """Plots of figures of the method, such as rewards."""
 
@@ -83,23 +87,28 @@ def _method(trained: Artifact) -> list[tuple[str, Text]]:
     config = trained.manifest.config
     if not config:
         return []  # an adapter that was not trained here
-    method = config["method"]["type"].upper()
-    kind = config["finetuning_type"]
-    if kind == "full":
-        how = f"{method}, all weights"
-    else:
-        quantized = ", 4-bit base" if config["load_in_4bit"] else ""
-        how = (
-            f"{method}, {'DoRA' if config['use_dora'] else 'LoRA'} r {config['r']}, alpha "
-            f"{config['lora_alpha']}, targets {_named(config['target_modules'])}{quantized}"
-        )
     batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
     schedule = (
         f"{_duration(config)}, {batch} rows per step, learning rate "
         f"{config['learning_rate']:g} ({config['lr_scheduler_type']}), {config['optim']}, at most "
         f"{count(config['max_length'])} tokens, seed {config['seed']}"
     )
-    return [("method", how), ("schedule", schedule)]
+    return [("method", method_words(config)), ("schedule", schedule)]
+
+
+def method_words(config: Mapping[str, Any]) -> str:
+    """Return the method of a training, from its section of run.yaml, in words."""
+    name = config["method"]["type"]
+    method = WORDS.get(name, name.upper())
+    if config["finetuning_type"] == "full":
+        return f"{method}, all weights"
+    adapter = "DoRA" if config["use_dora"] else "LoRA"
+    scale = " (rsLoRA)" if config["use_rslora"] else ""
+    quantized = ", 4-bit base" if config["load_in_4bit"] else ""
+    return (
+        f"{method}, {adapter} r {config['r']}, alpha {config['lora_alpha']}{scale}, "
+        f"targets {_named(config['target_modules'])}{quantized}"
+    )
 
 
 def _duration(config: dict[str, Any]) -> str:
@@ -132,8 +141,8 @@ def _cost(trained: Artifact) -> list[tuple[str, Text]]:
 
 def _loss_unit(trained: Artifact) -> str:
     """Return the unit of a training's loss; the loss of another method compares answers."""
-    is_sft = trained.manifest.config.get("method", {}).get("type", "sft") == "sft"
-    return "nats per token" if is_sft else ""
+    method = trained.manifest.config.get("method", {}).get("type", "sft")
+    return "nats per token" if METHODS[method].has_token_loss else ""
 
 
 def machine(hardware: dict[str, Any]) -> str:
