@@ -50,7 +50,7 @@ class TrainingJob(StrictModel):
     """A Secret whose keys become environment variables of the pods, e.g. AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION."""
     hub_secret: DnsLabel | None = None
-    """A Secret whose key `token` may read the base model on the Hugging Face Hub."""
+    """A Secret whose key `token` may read the base model and a teacher on the Hugging Face Hub."""
     ports: tuple[Port, ...] = (443,)
     """The ports of the Hub and of object storage, which the NetworkPolicy opens."""
     workers: int = Field(default=1, ge=1, le=256)

@@ -273,8 +273,7 @@ class Release(StrictModel):
     @property
     def gives_scores(self) -> bool:
         """Return whether the model is a reward model."""
-        method = self.config.get("training", {}).get("method", {}).get("type")
-        return method == "reward"
+        return bool(self.config.get("training", {}).get("method", {}).get("type") == "reward")
 
     def failed(self) -> list[Gate]:
         """Return the gates that stop the release."""

@@ -97,12 +97,17 @@ def resolve_model(
         return _local(name, folder)
     if name == EMBEDDED:
         return _local(name, embedded_base())
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_hub_name(name):
         raise MissingError(
             f"model {name!r}: no such folder {folder}",
             hint="Give a model folder, a Hugging Face id such as Qwen/Qwen3-0.6B, or tiny-base.",
         )
     return _from_hub(name, revision, download)
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether a name that is not a folder here may be a Hugging Face id."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def find_model(

@@ -10,12 +10,14 @@ from k8s.training_config import TrainingJob
 from training.config.launch import LaunchConfig
 from tuneline.core.errors import ConfigError
 from tuneline.core.python_file import imported_files
-from tuneline.models.source import EMBEDDED
+from tuneline.models.source import EMBEDDED, is_hub_name
 from tuneline.pipeline.run_config import Run
 
 SECTIONS = ("base_model", "data", "training", "evaluation", "reference")
-PATHS = ("path", "heldout_path")
+PATHS = ("path", "heldout_path", "reward_funcs", "python", "json_schema")
 """Keys whose value is a path, whether or not the file is on this machine."""
+MODELS = ("base_model", "teacher_model_name_or_path")
+"""Keys whose value is a folder or a Hugging Face id."""
 
 
 def render_run_training(run: Run, out: Path) -> tuple[Path, dict[str, str]]:
@@ -39,6 +41,10 @@ def render_run_training(run: Run, out: Path) -> tuple[Path, dict[str, str]]:
         for section in SECTIONS:
             if section in document:
                 document[section] = _moved(run, section, document[section], folder, files, problems)
+        for key, tried in document.get("search", {}).get("space", {}).items():
+            if "choices" in tried:
+                found = _moved(run, key, tried["choices"], folder, files, problems)
+                tried["choices"] = found
         if problems:
             raise ConfigError(problems)
     return render_training(config, name=run.config.name, run_config=document, out=out), files
@@ -52,6 +58,11 @@ def _launch_problems(job: TrainingJob, launch: LaunchConfig | None) -> list[str]
         problems.append(
             f"k8s.training.hosts is {job.hosts}; training.launch.nodes is {nodes}; expected the "
             "same number, because each pod is one host of the training"
+        )
+    if launch is not None and launch.rendezvous is not None:
+        problems.append(
+            f"training.launch.rendezvous is {launch.rendezvous}; expected none, because the pods "
+            "find one another by their own names; try --set training.launch.rendezvous=null"
         )
     gpus = job.resources.gpus
     if gpus is not None and gpus != processes:
@@ -75,10 +86,7 @@ def _moved(
             for name, inner in value.items()
         }
     if isinstance(value, list):
-        return [
-            _moved(run, f"{key}.{place}", inner, folder, files, problems)
-            for place, inner in enumerate(value)
-        ]
+        return [_moved(run, key, inner, folder, files, problems) for inner in value]
     if not isinstance(value, str) or not _is_file(run, key, value):
         return value
     name = value.partition(":")[0]  # `rewards.py:function` names a function of a file
@@ -102,9 +110,10 @@ def _is_file(run: Run, key: str, value: str) -> bool:
     name = value.partition(":")[0]
     if not value or value == EMBEDDED or "://" in value or value.startswith("hf:"):
         return False
-    if key.rpartition(".")[2] in PATHS:
+    last = key.rpartition(".")[2]
+    if last in PATHS or (last in MODELS and not is_hub_name(value)):
         return True
-    if not (key == "base_model" or "/" in name or "." in name):
+    if not ("/" in name or "." in name):
         return False
     try:
         return run.resolve(name).exists()

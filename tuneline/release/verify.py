@@ -183,9 +183,8 @@ def _is_about(statement: Any, release: Release) -> bool:
         predicate = Release.model_validate(statement["predicate"])
     except (KeyError, TypeError, ValidationError):
         return False
-    return predicate == release and statement | {"predicate": None} == expected | {
-        "predicate": None
-    }
+    frame = {"predicate": None}
+    return predicate == release and statement | frame == expected | frame
 
 
 def _read_json(path: Path) -> Any:

@@ -72,6 +72,59 @@ def test_the_modules_of_a_metric_are_files_of_the_pods(tmp_path: Path) -> None:
     }
 
 
+def distillation(teacher: str) -> dict[str, Any]:
+    return {"method": {"type": "distillation", "teacher_model_name_or_path": teacher}}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "in_pod"),
+    [
+        ("base", "/work/data/base"),  # a folder here
+        ("elsewhere", "/work/data/elsewhere"),  # no id of the Hub: a folder of the claim
+        ("runs/large/model-0123456789", "/work/data/runs/large/model-0123456789"),
+        ("org/teacher", "org/teacher"),
+        ("tiny-base", "tiny-base"),
+    ],
+)
+def test_a_teacher_is_a_folder_of_the_pods_or_a_name_on_the_hub(
+    tmp_path: Path, teacher: str, in_pod: str
+) -> None:
+    path = write_run(tmp_path / "in", base_model="tiny-base", training=distillation(teacher))
+    found, files = rendered(path, tmp_path / "out")
+    assert found["training"]["method"]["teacher_model_name_or_path"] == in_pod
+    assert (in_pod in files.values()) == in_pod.startswith("/work")
+
+
+def test_rewards_are_files_of_the_pods_whether_or_not_they_are_here(tmp_path: Path) -> None:
+    method = {"type": "grpo", "reward_funcs": ["rewards.py:score", "code/other.py:score"]}
+    path = write_run(tmp_path / "in", training={"method": method})
+    (path.parent / "rewards.py").write_text("import tl_words\n")
+    (path.parent / "tl_words.py").write_text("")
+    found, files = rendered(path, tmp_path / "out")
+    assert found["training"]["method"]["reward_funcs"] == [
+        "/work/data/rewards.py:score", "/work/data/code/other.py:score",
+    ]  # fmt: skip
+    code = {there for there in files.values() if there.endswith(".py")}
+    assert code == {f"/work/data/{name}" for name in ("rewards.py", "tl_words.py", "code/other.py")}
+
+
+def test_the_values_that_a_search_tries_are_files_of_the_pods(tmp_path: Path) -> None:
+    key = "training.method.teacher_model_name_or_path"
+    space = {
+        "base_model": {"choices": ["base", "org/model"]},
+        "training.learning_rate": {"low": 1e-5, "high": 1e-3},
+        key: {"choices": ["base", "large"]},
+    }
+    path = write_run(tmp_path / "in", training=distillation("base"), search={"space": space})
+    found, files = rendered(path, tmp_path / "out")
+    assert found["search"]["space"] == {
+        "base_model": {"choices": ["/work/data/base", "org/model"]},
+        "training.learning_rate": {"low": 1e-5, "high": 1e-3},
+        key: {"choices": ["/work/data/base", "/work/data/large"]},
+    }
+    assert {"/work/data/base", "/work/data/large"} < set(files.values())
+
+
 def test_the_pods_read_the_run_yaml_that_was_rendered(tmp_path: Path) -> None:
     path = write_run(tmp_path / "in")
     found, _ = rendered(path, tmp_path / "out", "training.seed=3")
@@ -124,6 +177,11 @@ def test_a_run_without_the_section_is_told_what_to_type(tmp_path: Path) -> None:
             {"hosts": 2, "resources": {"gpus": 1}},
             {"processes": 2, "nodes": 2},
             r"gpus is 1; training\.launch\.processes is 2;",
+        ),
+        (
+            {"hosts": 2},
+            {"processes": 1, "nodes": 2, "rendezvous": "lab-1:29500"},
+            r"rendezvous is lab-1:29500; expected none",
         ),
     ],
 )
