@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.config.data import SourceConfig
-from training.data.formats import Format, find_format
+from training.data.formats import FORMATS, Format, find_format, format_suffix
 from training.data.formats.opening import hint_for
 from training.data.problem import RowProblem
 from training.data.row import Row
@@ -22,6 +22,11 @@ from tuneline.core.progress import logger
 NUM_PROBLEMS_SHOWN = 20
 NUM_ALIKE_SHOWN = 3
 UNREADABLE = "cannot be read"
+PARQUET_AS_LINES = (
+    "First, as jq reads JSON: python -c 'import json, sys, pyarrow.parquet as p; [print(json.dumps("
+    "row, default=str)) for batch in p.ParquetFile(sys.argv[1]).iter_batches() for row in "
+    "batch.to_pylist()]' ROWS.parquet > FILE"
+)
 
 
 @dataclass
@@ -84,7 +89,7 @@ def stream_rows(
                 if len(problems) < NUM_PROBLEMS_SHOWN and alike[kind] < most:
                     alike[kind] += 1
                     problems.append(f"{found.where}: {text}")
-                    hint = hint or hint_for(path) or found.problem.hint or _hint_for(text)
+                    hint = hint or hint_for(path) or found.problem.hint or _hint_for(text, path)
         if counts.num_read == num_before:
             raise DataError(
                 f"{source.files[0] if len(source.files) == 1 else source.config.path}: is empty; "
@@ -105,8 +110,11 @@ def stream_rows(
         logger.warning("  dropped: %s", problem)
 
 
-def _hint_for(problem: str) -> str | None:
-    """Return what to do about a column that `data.columns` names, or of another type."""
+def _hint_for(problem: str, path: Path) -> str | None:
+    """Return what to do about a column that `data.columns` names or of another type, or about a
+    file of an unknown format."""
+    if "not valid JSON" in problem and (suffix := format_suffix(path)) not in FORMATS:
+        return f"The file is read as JSON Lines, because its suffix {suffix!r} is not known."
     if named := re.search(r"missing field (.+?), which data.columns names", problem):
         return (
             f"Change the value {named[1]} in data.columns, or in --column, to the name of a column "
@@ -156,9 +164,20 @@ def _read_file(path: Path, config: SourceConfig) -> Iterator[Row | _Unread]:
                     raise value
             row = read_shape(columns, config.shape)
         except RowProblem as problem:
+            problem.hint = _of_file(problem.hint, path, config.columns)
             yield _Unread(f"{path}: {source.unit} {number}", problem)
             continue
         yield replace(row, line=number, file=str(path))
+
+
+def _of_file(hint: str | None, path: Path, columns: Mapping[str, str | None]) -> str | None:
+    """Return a hint whose command names the file's columns, and reads the file's format."""
+    if hint is None or "jq -c" not in hint:
+        return hint
+    for ours, theirs in columns.items():
+        if theirs is not None and re.fullmatch(r"[\w.]+", theirs):
+            hint = re.sub(rf"(?<=[( ]\.){ours}\b", theirs, hint)
+    return f"{PARQUET_AS_LINES}\n  {hint}" if format_suffix(path) == ".parquet" else hint
 
 
 def _renamed(row: dict[str, Any], columns: Mapping[str, str | None]) -> dict[str, Any]:

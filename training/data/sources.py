@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from training.config import DataConfig
 from training.config.data import SourceConfig
 from training.data.formats import FORMATS, format_suffix
+from training.data.formats.opening import TEXT_SUFFIXES
 from tuneline.core.artifact import Input, canonical_digest
 from tuneline.core.errors import DataError
 from tuneline.core.files import file_sha256
@@ -133,10 +134,13 @@ def select_files(names: Iterable[str], split: str | None, where: str) -> list[st
         DataError: No name is that of a data file, names have several formats, or the split is not
             there.
     """
+    names = list(names)
     found = sorted(name for name in names if _is_data(name))
     if not found:
         known = ", ".join(FORMATS)
-        raise DataError(f"{where}: has no data files; expected files of {known}")
+        raise DataError(
+            f"{where}: has no data files; expected files of {known}", hint=_of_other_files(names)
+        )
     by_split: dict[str, list[str]] = {}
     for name in found:
         by_split.setdefault(split_of(name), []).append(name)
@@ -165,6 +169,15 @@ def select_files(names: Iterable[str], split: str | None, where: str) -> list[st
             hint="Give one of the files, or each as an entry of data.sources.",
         )
     return found
+
+
+def _of_other_files(names: Sequence[str]) -> str | None:
+    """Return what to type for a folder of texts; None for another folder."""
+    suffix = next((s for s in TEXT_SUFFIXES if any(name.endswith(s) for name in names)), None)
+    return suffix and (
+        "To train each file as a plain text: find FOLDER -name "
+        f"'*{suffix}' -exec jq -Rsc '{{text: .}}' {{}} \\; > NEW.jsonl"
+    )
 
 
 def split_of(name: str) -> str:

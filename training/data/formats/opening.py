@@ -26,6 +26,23 @@ ENCODINGS = [
 ]  # fmt: skip
 """Encodings that spreadsheets write, the frequent ones first: a few bytes fit many."""
 MUCH_CHAOS = 0.2
+OTHER_FILES = (
+    (b"PAR1", ".parquet", "The file is Parquet; give its name the suffix .parquet."),
+    (b"PK\x03\x04", "", "The file is a zip archive or an Excel workbook. Unpack it, or save it as "
+     "CSV (in Excel: CSV UTF-8)."),
+    (b"\xd0\xcf\x11\xe0", "", "The file is a workbook of an old Excel. Save it as CSV UTF-8."),
+    (b"%PDF", "", "The file is a PDF; expected rows, such as a JSON object in each line."),
+    (b"SQLite format 3", "", "The file is a database of SQLite. Try: sqlite3 -csv -header {path} "
+     "'select * from TABLE' > rows.csv"),
+    (b"ARROW1", "", "The file is Arrow or Feather. Try: python -c 'import sys, pyarrow.feather as "
+     'f, pyarrow.parquet as p; p.write_table(f.read_table(sys.argv[1]), "rows.parquet")\' {path}'),
+    (b"\x1f\x8b", ".gz", "The file is compressed with gzip; give its name the suffix .gz."),
+    (b"\x28\xb5\x2f\xfd", ".zst", "The file is compressed with zstd; give its name the suffix "
+     ".zst."),
+    (b"BZh", "", "The file is compressed with bzip2. Try: bunzip2 {path}"),
+    (b"\xfd7zXZ", "", "The file is compressed with xz. Try: unxz {path}"),
+)  # fmt: skip
+"""First bytes of other files, the suffix with which they are read, and what to do."""
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".log")
 _SYMBOL_IN_WORD = re.compile(r"[^\W\d_][¹³¿¼¾¯£]|[¹³¿¼¾¯£][^\W\d_]")
 """Letters of Polish and its neighbors, if they are read as Western European."""
@@ -91,32 +108,31 @@ def hint_for(path: Path) -> str | None:
             head = file.read(4096)
     except OSError:
         return None
+    quoted, suffix = shlex.quote(str(path)), path.suffix.lower()
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return f"The file is UTF-16. Try: iconv -f UTF-16 -t UTF-8 {path} > utf8{path.suffix}"
-    if head.startswith(b"PAR1") and path.suffix.lower() != ".parquet":
-        return "The file is Parquet; give its name the suffix .parquet."
-    if head.startswith(b"PK\x03\x04"):
-        return "The file is a zip archive or an Excel workbook. Unpack it, or save it as CSV."
-    if head.startswith(b"%PDF"):
-        return "The file is a PDF; expected rows, such as a JSON object in each line."
-    if head.startswith(b"\x1f\x8b") and path.suffix.lower() != ".gz":
-        return "The file is compressed with gzip; give its name the suffix .gz."
-    if head.startswith(b"\x28\xb5\x2f\xfd") and path.suffix.lower() != ".zst":
-        return "The file is compressed with zstd; give its name the suffix .zst."
-    is_text = b"\x00" not in head and path.suffix.lower() not in (".gz", ".zst", ".parquet")
+        as_text = ".tsv" if suffix in TEXT_SUFFIXES else path.suffix  # Excel's "Unicode text"
+        return f"The file is UTF-16. Try: iconv -f UTF-16 -t UTF-8 {quoted} > utf8{as_text}"
+    for magic, known, what in OTHER_FILES:
+        if head.startswith(magic) and suffix != known:
+            return what.format(path=quoted)
+    is_text = b"\x00" not in head and suffix not in (".gz", ".zst", ".parquet")
     if is_text and (name := _other_encoding(path)) is not None:
         return (
-            f"The file looks like {name}. Try: iconv -f {name} -t UTF-8 {path} > utf8{path.suffix}"
+            f"The file looks like {name}. Try: iconv -f {name} -t UTF-8 {quoted} > "
+            f"utf8{path.suffix}"
         )
-    if is_text and path.suffix.lower() in (".jsonl", ".json", ""):
-        first = head.split(b"\n")[0].lstrip(BYTE_ORDER_MARK + b" ")
-        if first[:1] not in (b"{", b"[") and (b"," in first or b"\t" in first):
-            return "If the file is CSV or TSV, give its name the suffix .csv or .tsv."
-    if is_text and path.suffix.lower() in TEXT_SUFFIXES and head.lstrip()[:1] not in (b"{", b"["):
-        return (
+    if not is_text or head.lstrip(BYTE_ORDER_MARK + b" \t\r\n")[:1] in (b"{", b"["):
+        return None
+    first = head.split(b"\n")[0]
+    table = "If the file is CSV or TSV, give its name the suffix .csv or .tsv."
+    has_cells = b"," in first or b"\t" in first
+    if suffix in TEXT_SUFFIXES:
+        return (f"{table} " if has_cells else "") + (
             "The file is plain text; expected rows. To train each line as a text, try: jq -Rc "
-            f"'select(length > 0) | {{text: .}}' {shlex.quote(str(path))} > NEW.jsonl"
+            f"'select(length > 0) | {{text: .}}' {quoted} > NEW.jsonl"
         )
+    if suffix in (".jsonl", ".json", "") and has_cells:
+        return table
     return None
 
 

@@ -47,7 +47,8 @@ EXPORTS = {
     ),
     ("data", "annotations"): (
         "Label Studio's full export. Export it as JSON-MIN or CSV, or name the places: --column "
-        "prompt=data.text --column completion=annotations.0.result.0.value.choices.0"
+        "prompt=data.text --column completion=annotations.0.result.0.value.choices.0; texts that "
+        "were typed in are at annotations.0.result.0.value.text.0"
     ),
     ("fields", "responses"): (
         "Argilla's records. Name the places: --column prompt=fields.NAME --column "
@@ -72,6 +73,28 @@ EXPORTS = {
     ("train", "test"): (
         "An object of splits. Write each into a file: jq -c '.train[]' FILE > train.jsonl; of rows "
         "that are lists: jq -c '.train[] | {prompt: .[0], completion: .[1]}' FILE > train.jsonl"
+    ),
+    ("query", "answers", "tools"): (
+        "xLAM's calls. Write them as calls: jq -c '"
+        + EACH_ROW
+        + """ | {messages: [{role: "user", content: .query}, {role: "assistant", tool_calls: """
+        "(.answers | fromjson)}], tools: (.tools | fromjson | map(.parameters |= {type: "
+        """"object", properties: .}))}' FILE > NEW.jsonl"""
+    ),
+    ("intents",): (
+        "Intents with patterns. Write a row for each pattern: jq -c '.intents[] | .responses[0] as "
+        "$answer | .patterns[] | {prompt: ., completion: $answer}' FILE > NEW.jsonl; for the class "
+        "of a message, .tag in place of .responses[0]"
+    ),
+    ("custom_id", "body"): (
+        "Requests of OpenAI's batches. Join them with the answers: jq -c -s 'group_by(.custom_id)"
+        "[] | add | {prompt: .body.messages, completion: .response.body.choices[0].message}' FILE "
+        "ANSWERS > NEW.jsonl"
+    ),
+    ("custom_id", "response"): (
+        "Answers of OpenAI's batches. Join them with the requests: jq -c -s 'group_by(.custom_id)"
+        "[] | add | {prompt: .body.messages, completion: .response.body.choices[0].message}' "
+        "REQUESTS FILE > NEW.jsonl"
     ),
     ("segments",): (
         "Axolotl's segments have no turns. Write prompt and completion, and let the chat template "
@@ -102,7 +125,8 @@ def advise(columns: Sequence[str], absent: Sequence[str]) -> str:
     if any(map(_is_value, columns)) and not all(map(str.isdecimal, columns)):
         return (
             "The first line is taken for the names of the columns. If it is a row, put the names "
-            "in a line before it; they have the same delimiter."
+            "in a line before it, with the same delimiter: sed '1i prompt,completion' FILE > "
+            "NEW.csv"
         )
     wanted = list(absent)
     if all(_meant(columns, side) for side in ("chosen", "rejected")):
@@ -129,7 +153,8 @@ def name_columns(names: Mapping[str, str]) -> str:
 
 def _is_value(name: str) -> bool:
     """Return whether the name of a column looks like the cell of a row."""
-    return bool(_VALUE.fullmatch(name)) or len(name) > LONGEST_NAME
+    is_sentence = name.endswith((".", "?", "!", "。", "？")) and " " in name
+    return bool(_VALUE.fullmatch(name)) or len(name) > LONGEST_NAME or is_sentence
 
 
 def _with_choices(columns: Sequence[str], choices: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from training.data.problem import RowProblem
 from training.data.row import Row
 from training.data.shapes.calls import read_tools
-from training.data.shapes.turns import Conversation, in_each_row, read_conversation
+from training.data.shapes.turn_advice import in_each_row
+from training.data.shapes.turns import Conversation, read_conversation
 from training.data.shapes.values import check_text, joined_text
 from tuneline.core.messages import Message
 

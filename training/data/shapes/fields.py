@@ -8,6 +8,7 @@ from typing import Any
 
 from training.data.problem import RowProblem, excerpt
 from training.data.row import Row
+from training.data.shapes.chat_text import as_messages_command, chat_text
 
 LABELS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 """Each value of a label, and what it means; text is compared in lower case."""
@@ -91,7 +92,8 @@ def check_fields(row: Row, shape: str | None) -> None:
     """Check that no column is left out without which the row means something else.
 
     Raises:
-        RowProblem: A column has media, a second answer, or variables of the chat template.
+        RowProblem: A column has media, a second answer, tools of another form or variables of the
+            chat template, or a text is a chat.
     """
     given = {name: value for name, value in row.fields.items() if value not in (None, "", [], {})}
     if media := next((name for name in MEDIA if name in given), None):
@@ -110,6 +112,21 @@ def check_fields(row: Row, shape: str | None) -> None:
             "field 'rejected_messages': is a second answer, and the row would be trained without",
             hint="Try: data.columns: {chosen: messages, rejected: rejected_messages}, or --column "
             "chosen=messages --column rejected=rejected_messages",
+        )
+    if "toolConfig" in given:
+        raise RowProblem(
+            "field 'toolConfig': tools of Bedrock are not read; expected tools as OpenAI has them",
+            hint="Name the list as tools: jq -c '.tools = [.toolConfig.tools[].toolSpec | "
+            "{name, description, parameters: .inputSchema.json}] | del(.toolConfig)' FILE > "
+            "NEW.jsonl",
+        )
+    if row.kind == "text" and shape is None and (chat := chat_text(row.text or "")):
+        raise RowProblem(
+            f"field 'text': has the marks of a chat, {' and '.join(chat.marks)}; as plain text it "
+            "would be trained without the model's chat template",
+            hint=f"Take it apart: {as_messages_command(chat)}\n  To train the text as it is: "
+            "data.shape: text, or --shape text",
+            is_of_file=True,
         )
     if row.kind == "text" and shape is None and "role" in given:
         raise RowProblem(

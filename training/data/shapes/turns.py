@@ -14,15 +14,21 @@ from typing import Any
 
 from training.data.exact_json import parse_json
 from training.data.problem import RowProblem, excerpt, kind_of
-from training.data.shapes.advice import EACH_ROW
 from training.data.shapes.blocks import without_blocks
 from training.data.shapes.calls import read_calls, read_id
+from training.data.shapes.turn_advice import (
+    of_text_calls,
+    of_texts,
+    with_role,
+    with_roles,
+    without_keys,
+)
 from training.data.shapes.values import as_list, check_text, joined_text
 from tuneline.core.messages import Message
 
 ROLES = {
     "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user",
+    "user": "user", "human": "user", "prompter": "user", "usr": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant",
     "bot": "assistant", "chatbot": "assistant", "ai": "assistant",
     "function_call": "assistant", "tool_call": "assistant",
@@ -36,15 +42,11 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 UNTRAINED = ("weight", "train", "training", "loss", "loss_scale", "loss_weight")
 """Names by which the data of OpenAI, Mistral and other trainers exclude an assistant's turn."""
 NOTES = (
-    "id", "timestamp", "created_at", "model", "finish_reason", "language", "tokens",
-    "turn_identifier", "status",
+    "id", "timestamp", "created_at", "model", "finish_reason", "language", "tokens", "status",
+    "turn_identifier", "country", "hashed_ip", "header", "redacted", "state", "toxic",
 )  # fmt: skip
-"""Notes of a log about a message; no chat template reads them, so they are left out."""
-SPEAKERS = ("speaker", "sender", "author", "participant", "user", "who", "type")
-TEXTS = ("text", "message", "utterance", "body", "msg")
-"""Names that exports of chats give to role and content; they are named in a hint."""
-ANSWERERS = ("agent", "operator", "support", "advisor", "representative", "staff", "상담사")
-"""Names of speakers that answer; a hint takes others for the user."""
+"""Notes of a log about a message, such as WildChat's; no chat template reads them, so they are left
+out."""
 KNOWN = {
     "role", "from", "content", "value", "name", "tool_calls", "function_call", "tool_call_id",
     "refusal", *REASONING, *UNTRAINED, *NOTES,
@@ -135,7 +137,8 @@ def as_messages(value: Any) -> Any:
 def _read_message(turn: Any, where: str) -> tuple[Message, bool]:
     """Return one message in OpenAI's keys, and whether it may be trained."""
     if not isinstance(turn, dict):
-        raise RowProblem(f"{where}: expected an object, found {kind_of(turn)}")
+        hint = of_texts(where) if isinstance(turn, str) else None
+        raise RowProblem(f"{where}: expected an object, found {kind_of(turn)}", hint=hint)
     given = {key: value for key, value in turn.items() if value is not None}
     unknown = [key for key in given if key not in KNOWN and not _says_nothing(key, given)]
     named = _named(given)
@@ -143,14 +146,14 @@ def _read_message(turn: Any, where: str) -> tuple[Message, bool]:
         found = ", ".join(unknown or turn) or "nothing"
         raise RowProblem(
             f"{where}: expected role and content, found {found}",
-            hint=_renamed(turn, where) if named is None else _without(unknown[0], where),
+            hint=with_roles(turn, where) if named is None else without_keys(unknown, where),
         )
     role = ROLES.get(named) if isinstance(named, str) else None
     if role is None:
         key = "from" if given.get("role") is None else "role"
         raise RowProblem(
             f"{where}: role {given[key]!r}; expected system, user, assistant or tool",
-            hint=_with_role(key, given[key], where),
+            hint=with_role(key, given[key], where),
         )
     content = given.get("content", given.get("value"))
     message: Message = {"role": role}
@@ -198,42 +201,6 @@ def _assistant_parts(named: str, given: Mapping[str, Any], content: Any, where: 
     return parts
 
 
-def in_each_row(where: str, change: str) -> str:
-    """Return the command that changes the list of messages of every row of a JSON file."""
-    return f"Try: jq -c '{EACH_ROW} | .{where.partition('[')[0]} |= {change}' FILE > NEW.jsonl"
-
-
-def _renamed(turn: Mapping[str, Any], where: str) -> str | None:
-    """Return what to type to give role and content their names; None if no key is known."""
-    role = next((key for key in SPEAKERS if key in turn), None)
-    content = next((key for key in ("content", *TEXTS) if key in turn), None)
-    if role is None or content is None:
-        return None
-    speaker = f"{role}.role" if isinstance(turn[role], dict) else role
-    text = f"{content}.parts[0]" if isinstance(turn[content], dict) else content
-    return in_each_row(where, f"map({{role: .{speaker}, content: .{text}}})")
-
-
-def _with_role(key: str, named: Any, where: str) -> str | None:
-    """Return what to type to give a speaker a role; None for a name that a shell could read."""
-    if not isinstance(named, str) or not re.fullmatch(r"\w+", named):
-        return None
-    role = "assistant" if named.casefold() in ANSWERERS else "user"
-    return in_each_row(where, f'map(if .{key} == "{named}" then .{key} = "{role}" else . end)')
-
-
-def _without(key: str, where: str) -> str | None:
-    """Return what to type to leave a key of every message out; None for a key that a shell could
-    read."""
-    if not re.fullmatch(r"\w+", key):
-        return None
-    column = where.partition("[")[0]
-    return (
-        f"If {key} does not belong to the conversation: jq -c 'del(.{column}[].{key})' FILE > "
-        "NEW.jsonl"
-    )
-
-
 def _says_nothing(key: str, message: Mapping[str, Any]) -> bool:
     """Return whether an unknown key of a message may be left out: it has no content of its own."""
     if key == "reasoning_details":  # OpenRouter's second form of the reasoning
@@ -264,10 +231,12 @@ def check_order(messages: Sequence[Message], where: str) -> None:
         role = message["role"]
         if role not in FOLLOWERS[state]:
             place = "at the start" if state == "start" else f"after {roles[index - 1]}"
+            is_result = role == "tool" and messages[index - 1]["role"] == "assistant"
             raise RowProblem(
                 f"{where}[{index}]: {role} {place}: roles are {_listed(roles)}; expected an "
                 "optional system message, then user and assistant in turn, with a tool's results "
-                "after the assistant's calls"
+                "after the assistant's calls",
+                hint=of_text_calls(where) if is_result else None,
             )
         state = "calls" if "tool_calls" in message else role
 

@@ -38,7 +38,8 @@ def joined_text(content: Any, where: str) -> Any:
     for index, part in enumerate(content):
         text = part.get("text", part.get("value")) if isinstance(part, dict) else None
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else kind_of(part)
+            keys = isinstance(part, dict) and (part.get("type") or ", ".join(part))
+            kind = keys or kind_of(part)
             raise RowProblem(f"{where}[{index}]: expected a part with text, found {kind}")
         texts.append(text)
     return "\n".join(texts)
@@ -83,5 +84,10 @@ def require_json(text: str, where: str) -> None:
     if _PYTHON_LIST.match(text) and text.rstrip().endswith("}]"):
         raise RowProblem(
             f"field {where!r}: the list is in Python's notation; expected JSON, as json.dumps "
-            "writes it"
+            "writes it",
+            hint="If the file is CSV: python3 -c 'import ast, csv, json, sys; [print(json.dumps({"
+            f'**r, "{where}": ast.literal_eval(r["{where}"])}})) for r in csv.DictReader(sys.stdin)'
+            "]' < FILE > NEW.jsonl"
+            if where.isidentifier()
+            else None,
         )

@@ -163,7 +163,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: object, problem: str) -> None
         ({**GOOD, "images": ["a.png"]}, "data.columns: {images: null}, or --column images="),
         (
             {"messages": [{"role": "user", "content": "a", "mood": "b"}]},
-            "jq -c 'del(.messages[].mood)'",
+            ".messages |= map(del(.mood))' FILE",
         ),
         (
             {"messages": [{"author": {"role": "user"}, "content": {"parts": ["a"]}}]},
