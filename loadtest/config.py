@@ -34,6 +34,7 @@ def _percentile_limits(limits: dict[str, float]) -> dict[str, float]:
 Limits = Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_percentile_limits)]
 """Limits in seconds by percentile: `{p90: 1.0, p99: 5.0}`."""
 
+DEFAULT_MAX_TOKENS = 64
 MAX_ARRIVALS = 100_000_000
 """Each arrival time of an open loop is in memory before the start."""
 
@@ -268,7 +269,7 @@ class LoadTestConfig(StrictModel):
     """Compare answers with the reference's while the load runs."""
     cancellations: CancellationsConfig | None = None
     """Let a share of the clients leave."""
-    max_tokens: int = Field(default=64, ge=1)
+    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1)
     """Most tokens per answer."""
     ignore_eos: bool = False
     """Ask for exactly `max_tokens` tokens (`ignore_eos` and `min_tokens`, vLLM's own parameters);
@@ -324,6 +325,8 @@ class LoadTestConfig(StrictModel):
             raise ValueError("answers are compared over route: chat")
         unfit = [f"slo.{name}" for slo in slos for name in slo.of_tokens]
         unfit += ["ignore_eos"] if self.ignore_eos else []
+        # A configuration that was resolved has the default itself.
+        unfit += ["max_tokens"] if self.max_tokens != DEFAULT_MAX_TOKENS else []
         if self.cancellations is not None and self.cancellations.after_tokens is not None:
             unfit.append("cancellations.after_tokens")
         if route in POOLED and unfit:

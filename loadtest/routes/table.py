@@ -43,6 +43,8 @@ class Route:
     a request. They take the place of `key`, `items` and `options`."""
     least_texts: int = 1
     """The least number of messages of a prompt."""
+    scores_chats: bool = False
+    """Whether the server renders a conversation with an answer, as a reward model takes it."""
 
     def path_below(self, root: str) -> str:
         """Return the path on the server, below the path of the endpoint's URL."""
@@ -64,12 +66,13 @@ CHAT = {
 
 
 def _pooled(
-    path: str, events: type[Events], body: Callable[[Sequence[Any]], Any], least_texts: int = 1
-) -> Route:
+    path: str, events: type[Events], body: Callable[[Sequence[Any]], Any], least_texts: int = 1,
+    *, scores_chats: bool = False,
+) -> Route:  # fmt: skip
     """Return a route for vectors or scores."""
     return Route(
-        path, "", events, chat.items_of, chat.options_of, exact=(), marks=(), body=body,
-        least_texts=least_texts,
+        path, "messages", events, chat.items_of, chat.options_of, exact=(), marks=(), body=body,
+        least_texts=least_texts, scores_chats=scores_chats,
     )  # fmt: skip
 
 
@@ -90,8 +93,12 @@ ROUTES: dict[str, Route] = {
         no_call={"type": "none"},
     ),
     "embeddings": _pooled("embeddings", pooled.EmbeddingsEvents, pooled.input_body),
-    "pooling": _pooled("/pooling", pooled.PoolingEvents, pooled.input_body),
-    "classify": _pooled("/classify", pooled.ClassifyEvents, pooled.input_body),
+    "pooling": _pooled(
+        "/pooling", pooled.PoolingEvents, pooled.input_body, scores_chats=True,
+    ),
+    "classify": _pooled(
+        "/classify", pooled.ClassifyEvents, pooled.input_body, scores_chats=True,
+    ),
     "score": _pooled("/score", pooled.ScoreEvents, pooled.score_body, least_texts=2),
     "rerank": _pooled("rerank", pooled.RerankEvents, pooled.rerank_body, least_texts=2),
 }  # fmt: skip

@@ -233,13 +233,28 @@ def _body(
     is_chat = isinstance(content[0], dict)
     route = route_of(config, is_chat)
     if route.body is not None:
-        texts = [text_of(one.get("content")) for one in content] if is_chat else content  # type: ignore[union-attr]
         extra = {key: value for key, value in config.extra_body.items() if key != "temperature"}
-        return json.dumps({"model": model, **route.body(texts), **extra}, ensure_ascii=False)
+        keys = pooled_keys(route, content)
+        return json.dumps({"model": model, **keys, **extra}, ensure_ascii=False)
     said = entries_of(route, content) if is_chat else content
     system = system_of(route, content) if is_chat else ""
     options = options_of(config, route, max_tokens, system, tools)
     return json.dumps({"model": model, route.key: said, **options}, ensure_ascii=False)
+
+
+def pooled_keys(route: Route, content: Messages | list[int]) -> dict[str, Any]:
+    """Return the keys of a request for vectors or scores that hold what was said.
+
+    A conversation that ends with an answer goes as it is to a server that renders it with the
+    model's chat template. Other messages are texts.
+    """
+    assert route.body is not None  # noqa: S101 (the caller has checked)
+    last = content[-1]
+    if not isinstance(last, dict):
+        return route.body(content)
+    if route.scores_chats and last["role"] == "assistant":
+        return {route.key: entries_of(route, content)}
+    return route.body([text_of(one.get("content")) for one in content])  # type: ignore[union-attr]
 
 
 def route_of(config: LoadTestConfig, is_chat: bool) -> Route:

@@ -73,8 +73,8 @@ def load_target(chosen: Chosen) -> Iterator[LoadTarget]:
         ServerError: The server does not start.
     """
     from loadtest import read_prompts
-    from tuneline.core.dataset import heldout_prompts
     from tuneline.pipeline.finished_run import LoadTarget, serve_for_loadtest
+    from tuneline.pipeline.heldout import load_prompts
     from tuneline.pipeline.plan import current
     from tuneline.pipeline.stage import DATASET
 
@@ -92,8 +92,9 @@ def load_target(chosen: Chosen) -> Iterator[LoadTarget]:
     if source != "prompts":
         refuse(f"with workload.source: {source}", {"--prompts": prompts})
     if run_file is not None and prompts is None and config.workload.source == "prompts":
-        (dataset,) = current(open_run(run_file, chosen.overrides, chosen.runs_dir), DATASET)
-        messages = heldout_prompts(dataset)
+        run = open_run(run_file, chosen.overrides, chosen.runs_dir)
+        (dataset,) = current(run, DATASET)
+        messages = load_prompts(run, dataset)
     else:
         messages = read_prompts(prompts)
         if prompts is None and config.workload.source == "prompts":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import DataError, NotAnArtifactError
-from tuneline.core.messages import ChatPrompt, as_request, with_tools
+from tuneline.core.messages import ChatPrompt, Messages, as_request, with_tools
 
 TRAIN_FILE = "train.jsonl"
 HELDOUT_FILE = "heldout.jsonl"
@@ -21,22 +23,43 @@ def heldout_prompts(dataset: Artifact) -> list[ChatPrompt]:
         NotAnArtifactError: A line is not a row.
         DataError: No row has a prompt.
     """
+    return _requests(dataset, lambda row: [row["prompt"]], "a prompt")
+
+
+def heldout_conversations(dataset: Artifact) -> list[ChatPrompt]:
+    """Return the conversations of a dataset's held-out pairs as requests: of each pair the prompt
+    with the better answer, then the prompt with the other one.
+
+    Raises:
+        NotAnArtifactError: A line is not a pair.
+        DataError: No row is a pair.
+    """
+
+    def both(row: dict[str, Any]) -> list[Messages]:
+        return [row["prompt"] + row[answer] for answer in ("chosen", "rejected")]
+
+    return _requests(dataset, both, "a pair of answers")
+
+
+def _requests(
+    dataset: Artifact, chats_of: Callable[[dict[str, Any]], list[Messages]], part: str
+) -> list[ChatPrompt]:
+    """Return the chats of each held-out row as requests; `part` names what a row must have."""
     path = dataset.path / HELDOUT_FILE
     text = path.read_text(encoding="utf-8")
-    prompts: list[ChatPrompt] = []
+    found: list[ChatPrompt] = []
     # Only a line feed ends a line; text may hold the other line ends that `splitlines` knows.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
             if not (isinstance(row, dict) and "text" in row):
-                prompts.append(with_tools(as_request(row["prompt"]), row.get("tools", ())))
-        except (ValueError, KeyError, TypeError):
-            raise NotAnArtifactError(
-                f"{path}: line {number}: expected a row with a prompt"
-            ) from None
-    if not prompts:
+                tools = row.get("tools", ())
+                found += [with_tools(as_request(chat), tools) for chat in chats_of(row)]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise NotAnArtifactError(f"{path}: line {number}: expected a row with {part}") from None
+    if not found:
         raise DataError(
-            f"{path}: no row has a prompt; expected rows with a prompt",
-            hint="Try: data.heldout_path with rows that have a prompt.",
+            f"{path}: no row has {part}; expected rows with {part}",
+            hint=f"Try: data.heldout_path with rows that have {part}.",
         )
-    return prompts
+    return found

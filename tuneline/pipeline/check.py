@@ -12,6 +12,7 @@ from tuneline.core.digests import short_digest
 from tuneline.core.errors import ArtifactError
 from tuneline.pipeline.artifact_summary import summarize
 from tuneline.pipeline.lengths import require_rows_fit
+from tuneline.pipeline.load_route import require_route
 from tuneline.pipeline.plan import plan, select_stages
 from tuneline.pipeline.run_config import Run, resolve_trained, training_config
 from tuneline.pipeline.search_checks import (
@@ -67,6 +68,7 @@ def check_run(run: Run) -> CheckedRun:
 
     config = run.config
     require_served_weights(run)
+    require_route(run)
     require_metrics(evaluation_config(run))
     found = {"configuration": f"{run.path} is valid"}
     base = resolve_trained(run)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from loadtest.config import LoadTestConfig
 from tuneline.core.artifact import Input, canonical_digest, open_artifact, verify_artifact
 from tuneline.core.config import keyed_values
-from tuneline.core.dataset import heldout_prompts
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.messages import ChatPrompt
+from tuneline.pipeline.heldout import load_prompts
 from tuneline.pipeline.plan import current
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.server import LazyServer, Served, served, served_stage
@@ -71,7 +71,7 @@ def serve_for_loadtest(run: Run) -> Iterator[LoadTarget]:
         yield LoadTarget(
             loadtest_config(run),
             LazyServer(run, base, stack).endpoint(made),
-            heldout_prompts(made[DATASET]),
+            load_prompts(run, made[DATASET]),
             served(run, base, made).inputs,
             canonical_digest([keyed_values(run.config.serving), files]),
         )

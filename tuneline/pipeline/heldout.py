@@ -1,9 +1,10 @@
-"""Checks of a run's held-out rows for its stages, as soon as the dataset is there."""
+"""The held-out rows of a run: checks for its stages, and what its load test sends."""
 
 from __future__ import annotations
 
 from tuneline.core.artifact import Artifact
-from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.core.dataset import HELDOUT_FILE, heldout_conversations, heldout_prompts
+from tuneline.core.messages import ChatPrompt
 from tuneline.pipeline.run_config import Run
 
 
@@ -51,3 +52,13 @@ def require_prompts(_run: Run, dataset: Artifact) -> None:
     from training import dataset_rows, prompted_rows
 
     prompted_rows(dataset_rows(dataset, HELDOUT_FILE), HELDOUT_FILE)
+
+
+def load_prompts(run: Run, dataset: Artifact) -> list[ChatPrompt]:
+    """Return what the run's load test sends: the held-out prompts, or for a server of scores the
+    conversations whose scores are asked.
+
+    Raises:
+        DataError: No row fits.
+    """
+    return (heldout_conversations if run.config.serving.pools else heldout_prompts)(dataset)

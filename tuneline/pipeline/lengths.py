@@ -20,7 +20,8 @@ def require_served_length(config: RunConfig, base: ModelSource) -> int:
         ConfigError: `serving.max_model_len` or the longest synthetic request of the load test is
             beyond what the model takes.
     """
-    context, wanted = context_length(base.path), config.serving.max_model_len
+    serving = config.serving
+    context, wanted = context_length(base.path), serving.max_model_len
     may_exceed = os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1"
     if context is not None and wanted is not None and wanted > context and not may_exceed:
         raise ConfigError(
@@ -32,7 +33,7 @@ def require_served_length(config: RunConfig, base: ModelSource) -> int:
     served = served_length(base.path, wanted)
     workload = config.loadtest.workload
     if workload.input_tokens is not None:
-        answer = workload.output_tokens or config.loadtest.max_tokens
+        answer = workload.output_tokens or (0 if serving.pools else config.loadtest.max_tokens)
         longest = sum(
             length if isinstance(length, int) else round(length.max or length.mean)
             for length in (workload.input_tokens, answer)
@@ -113,7 +114,7 @@ def _answers(config: RunConfig) -> Mapping[str, tuple[int, int | None]]:
         ),
     }  # fmt: skip
     workload = config.loadtest.workload
-    if workload.source == "prompts":
+    if workload.source == "prompts" and not config.serving.pools:
         answer = config.loadtest.max_tokens
         if workload.output_tokens is not None:
             answer = round(workload.output_tokens.max or workload.output_tokens.mean)

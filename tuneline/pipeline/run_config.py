@@ -23,6 +23,9 @@ from tuneline.models.source import EMBEDDED, ModelSource, find_model
 from tuneline.pipeline import DEFAULT_RUNS
 from tuneline.release.config import ReleaseConfig
 
+SCORE_ROUTES = ("pooling", "classify")
+"""Routes by which the scores of a reward model are proven; the first one that is open is asked."""
+
 
 class RunConfig(StrictModel):
     """A whole line, from a data file to a load-tested endpoint."""
@@ -57,6 +60,20 @@ class RunConfig(StrictModel):
             )
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _set_route_of_scores(cls, values: Any) -> Any:
+        """Let the load test ask the route of the scores, unless the run names a route."""
+        routes = _section(_section(values, "serving"), "routes")
+        load = _section(values, "loadtest")
+        workload = _section(load, "workload")
+        if not isinstance(routes, list) or not isinstance(workload, dict):
+            return values
+        found = [{"route": one} for one in SCORE_ROUTES if one in routes]
+        if not found:
+            return values
+        return {**values, "loadtest": {**load, "workload": {**found[0], **workload}}}
+
     @model_validator(mode="after")
     def _check_served(self) -> Self:
         reasons = self.training.merged_only()
@@ -77,7 +94,7 @@ class RunConfig(StrictModel):
                 "serve them with: tuneline serve DIR --set 'serving.routes=[embeddings]'"
             )
         routes = set(self.serving.routes)
-        if not routes & {"pooling", "classify"} or "embeddings" in routes:
+        if routes.isdisjoint(SCORE_ROUTES) or "embeddings" in routes:
             raise ValueError(
                 "serving.routes of a reward model: expected pooling or classify, by which its "
                 "scores are proven, and no embeddings"
@@ -92,6 +109,11 @@ class RunConfig(StrictModel):
                 "evaluation.judge, or set training.method: {type: dpo}"
             )
         return self
+
+
+def _section(values: Any, key: str) -> Any:
+    """Return the value of a key that is not validated yet; an empty section if it has none."""
+    return values.get(key, {}) if isinstance(values, dict) else None
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError
 from tuneline.core.artifact import Artifact
 from tuneline.core.bounded_yaml import load_yaml
 from tuneline.core.config import StrictModel, first_problem
-from tuneline.core.dataset import heldout_prompts
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline.finished_run import checked
+from tuneline.pipeline.heldout import load_prompts
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
 from tuneline.pipeline.server import LazyServer, served, served_stage
 from tuneline.pipeline.stage import DATASET
@@ -76,7 +76,7 @@ def sweep_run(
                 for name, other in runs.items()
             },
             out,
-            prompts=heldout_prompts(made[DATASET]),
+            prompts=load_prompts(run, made[DATASET]),
             concurrencies=concurrencies,
             inputs=served(run, base, made).inputs,
             num_requests=num_requests,

@@ -10,19 +10,20 @@ from export.config import ParityConfig
 from loadtest.config import LoadTestConfig
 from training.config import EvaluationConfig
 from tuneline.core.artifact import Artifact
-from tuneline.core.dataset import heldout_prompts
 from tuneline.core.errors import ConfigError
 from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, add_tolerances
 from tuneline.models.source import computed_dtype
 from tuneline.models.template import dataset_settings
 from tuneline.pipeline.form_stages import form_stages
 from tuneline.pipeline.heldout import (
+    load_prompts,
     require_answers,
     require_compared,
     require_measured,
     require_prompts,
 )
 from tuneline.pipeline.lengths import require_prompts_fit
+from tuneline.pipeline.load_route import require_route
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
 from tuneline.pipeline.server import (
     model_source,
@@ -206,7 +207,7 @@ def _loadtest(line: Line, made: Made, out: Path) -> Artifact:
         config,
         line.endpoint(made),
         out,
-        prompts=heldout_prompts(made[DATASET]),
+        prompts=load_prompts(line.run, made[DATASET]),
         inputs=what.inputs,
         reference=made[REFERENCE] if config.answers is not None else None,
         tolerances=tolerances,
@@ -224,6 +225,7 @@ def _require_targets(run: Run) -> None:
 
 
 def _require_workload(run: Run) -> None:
+    require_route(run)
     workload_inputs(run)
 
 
@@ -259,8 +261,8 @@ def stages(run: Run) -> list[Stage]:
     made = [stage for stage in _all_stages(run) if stage.name not in left_out]
     if method.answers_prompts:
         return made
-    # A reward model is merged and proven if the run serves its scores.
-    last = (MODEL, PARITY_SERVED) if run.config.serving.pools else ()
+    # A reward model is merged, proven and load-tested if the run serves its scores.
+    last = (MODEL, PARITY_SERVED, LOADTEST) if run.config.serving.pools else ()
     return [stage for stage in made if stage.name in (DATASET, ADAPTER, PREFERENCES, *last)]
 
 
@@ -335,17 +337,24 @@ def _forgetting_stage(config: RunConfig) -> list[Stage]:
 def _served_stages(config: RunConfig) -> list[Stage]:
     """Return the stages that ask the running server."""
     served_by, serving = served_stage(config), config.serving
+    answers_by: tuple[str, ...] = (DATASET, served_by)
+    if config.loadtest.answers is not None:
+        answers_by = (*answers_by, REFERENCE)
+    loadtest = Stage(
+        LOADTEST, "Load-test the endpoint", "served", "load-report",
+        (serving, config.loadtest), answers_by, _loadtest,
+        inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
+        accepts=(_fits("loadtest.max_tokens"),), version=6,
+    )  # fmt: skip
     if serving.pools:
         return [
             Stage(
                 PARITY_SERVED, "Prove the served rewards", "served", "reward-parity",
                 (serving, serving.parity), (PREFERENCES, served_by), _rewards_served,
                 inputs=served_inputs, prepare=(_require_server,), version=2,
-            )
+            ),
+            loadtest,
         ]  # fmt: skip
-    answers_by: tuple[str, ...] = (DATASET, served_by)
-    if config.loadtest.answers is not None:
-        answers_by = (*answers_by, REFERENCE)
     return [
         Stage(
             PARITY_SERVED, "Prove the served model", "served", "parity",
@@ -359,12 +368,7 @@ def _served_stages(config: RunConfig) -> list[Stage]:
             inputs=evaluation_served_inputs, prepare=(_require_server,),
             accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=5,
         ),
-        Stage(
-            LOADTEST, "Load-test the endpoint", "served", "load-report",
-            (serving, config.loadtest), answers_by, _loadtest,
-            inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
-            accepts=(_fits("loadtest.max_tokens"),), version=6,
-        ),
+        loadtest,
     ]  # fmt: skip
 
 

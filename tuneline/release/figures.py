@@ -68,6 +68,8 @@ THROUGHPUT = {
     "prompt_tokens_per_s": ("Prompt throughput", "tokens/s"),
     "goodput_rps": ("Goodput", "requests/s"),
 }
+OF_TOKENS = ("ttft_s", "tpot_s", "itl_s", "output_tokens_per_s")
+"""Figures of the load test of a model that gives text."""
 
 
 def figures_of(proofs: Proofs) -> list[Figure]:
@@ -188,12 +190,16 @@ def _of_rewards(proofs: Proofs) -> Iterator[Figure]:
 def _of_load(proofs: Proofs) -> Iterator[Figure]:
     if LOADTEST not in proofs.made:
         return
+    # A score comes whole: it has no first token and no output tokens.
+    left_out = OF_TOKENS if proofs.run.config.serving.pools else ()
     for index, scenario in enumerate(proofs.read(LOADTEST, LOAD_FILE)["scenarios"]):
         name, at = scenario["name"], f"/scenarios/{index}"
         for metric, title in LATENCIES.items():
-            yield from _percentiles(proofs, scenario, metric, f"{name}: {title}", at)
+            if metric not in left_out:
+                yield from _percentiles(proofs, scenario, metric, f"{name}: {title}", at)
         for key, (title, unit) in THROUGHPUT.items():
-            if scenario["throughput"][key] is None:  # the run has no limits of a good request
+            # The rate of good requests is null if the run has no limits of a good request.
+            if scenario["throughput"][key] is None or key in left_out:
                 continue
             yield Figure(
                 name=f"load.{name}.{key}", title=f"{name}: {title}", unit=unit,

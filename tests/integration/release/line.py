@@ -42,7 +42,7 @@ from tuneline.pipeline.stages import stages
 EXAMPLE = Path(__file__).parents[3] / "examples" / "support-tickets"
 LOAD_REPORT = Path(__file__).with_name("load_report.json")
 NUM_TRAIN, NUM_HELDOUT = 60, 100
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "name": "support-tickets",
     "base_model": "tiny-base",
     "data": {"path": "train.jsonl", "heldout_path": "heldout.jsonl"},
@@ -184,6 +184,10 @@ REWARD: dict[str, Any] = {
     "training": {"method": {"type": "reward"}},
     "serving": {"routes": ["pooling"]},
     "evaluation": {},
+    "loadtest": {
+        **{name: value for name, value in CONFIG["loadtest"].items() if name != "max_tokens"},
+        "slo": {"e2e_s": {"p90": 5.0}, "max_error_rate": 0.0},
+    },
 }
 
 
@@ -371,6 +375,15 @@ def _load_report(draft: Draft, _stage: Stage, run: Run, made: Made, answers: Ans
         artifact_short_digest=short,
         engine=engine_settings(measured_serving(run)),
     )
+    for scenario in document["scenarios"]:
+        # A line of scores has fewer objectives than the report on vLLM.
+        scenario["slo"] = run.config.loadtest.slo.model_dump(mode="json")
+        metrics = run.config.loadtest.slo.latency
+        scenario["objectives"] = [
+            one
+            for one in scenario["objectives"]
+            if one["name"].partition(".")[0] in (*metrics, "max_error_rate")
+        ]
     answers.load(document)
     report = LoadReport.model_validate(document)
     (draft.dir / "report.json").write_text(report.model_dump_json(), encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
-from tuneline.core.dataset import HELDOUT_FILE, heldout_prompts
+from tuneline.core.dataset import HELDOUT_FILE, heldout_conversations, heldout_prompts
 from tuneline.core.errors import DataError, NotAnArtifactError
 from tuneline.core.messages import messages_of
 
@@ -50,6 +50,19 @@ def test_a_prompt_keeps_the_tools_of_its_row(tmp_path: Path) -> None:
     )
     found = heldout_prompts(dataset(tmp_path / "ds", text))
     assert found == [{"messages": prompt, "tools": tools}, prompt]
+
+
+def test_the_conversations_of_a_pair_end_with_its_answers(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "one"}
+    good, bad = ({"role": "assistant", "content": text} for text in ("yes", "no"))
+    rows = [{"prompt": [asked], "chosen": [good], "rejected": [bad]}, {"text": "Once."}]
+    found = dataset(tmp_path / "pairs", "".join(json.dumps(row) + "\n" for row in rows))
+    assert heldout_conversations(found) == [[asked, good], [asked, bad]]
+    no_pair = dataset(tmp_path / "answers", '{"prompt": [], "completion": []}\n')
+    with pytest.raises(NotAnArtifactError, match="line 1: expected a row with a pair of answers"):
+        heldout_conversations(no_pair)
+    with pytest.raises(DataError, match="no row has a pair of answers"):
+        heldout_conversations(dataset(tmp_path / "text", '{"text": "Once."}\n'))
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"messages": []}', ""])

@@ -347,6 +347,20 @@ def test_a_request_for_vectors_or_scores_has_its_path_and_its_texts(
     assert "\r\nAccept: application/json\r\n" in plan.head
 
 
+@pytest.mark.parametrize("route", ["pooling", "classify", "embeddings"])
+def test_a_conversation_with_an_answer_is_rendered_by_the_server_of_scores(route: str) -> None:
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    values = {
+        "scenarios": [{"name": "x", "concurrency": 1, "num_requests": 2}],
+        "workload": {"route": route},
+    }
+    chosen = validate_config(LoadTestConfig, values, "test")
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    plan, _ = make_plan(chosen, chosen.scenarios[0], endpoint, [chat], seed=0)
+    said = {"input": "q\na"} if route == "embeddings" else {"messages": chat}
+    assert json.loads(plan.bodies[0]) == {"model": "m", **said}
+
+
 def test_token_ids_are_embedded_as_they_are() -> None:
     values = {"scenarios": [{"name": "x", "concurrency": 1, "num_requests": 2}],
               "workload": {"route": "embeddings", "source": "synthetic",

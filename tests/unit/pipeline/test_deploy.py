@@ -31,7 +31,8 @@ def test_what_needs_a_load_test_of_text_is_refused_for_scores(
     overrides = ["training.method={type: reward}", "serving.routes=[pooling]"]
     more = ["k8s.monitoring_namespace=monitoring", "k8s.results_claim=results",
             "k8s.loadtest_image=registry.example.com/loadtest:1"]  # fmt: skip
-    run = load_run(RUN, [*overrides, *more, f"k8s.{needs_text}"], runs_dir=tmp_path)
+    pairs = RUN.parents[1] / "preferences" / "run.yaml"
+    run = load_run(pairs, [*overrides, *more, f"k8s.{needs_text}"], runs_dir=tmp_path)
     with pytest.raises(ConfigError, match="load test of text, and this model gives scores"):
         render_run(run, tmp_path / "out")
 

@@ -10,6 +10,7 @@ import pytest
 from tuneline.core.config import validate_config
 from tuneline.core.environment import hardware_facts
 from tuneline.core.errors import ConfigError
+from tuneline.pipeline.load_route import require_route
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.server import require_served_weights
 from tuneline.pipeline.stage import EVALUATION_TUNED
@@ -114,7 +115,56 @@ def test_the_line_of_a_reward_model_goes_on_if_it_serves_scores() -> None:
     line = ["dataset", "adapter", "evaluation-preferences"]
     assert names(training=reward) == line
     served = names(training=reward, serving={"routes": ["classify"]})
-    assert sorted(served) == sorted([*line, "model", "parity-served"])
+    assert sorted(served) == sorted([*line, "model", "parity-served", "loadtest"])
+
+
+@pytest.mark.parametrize(
+    ("routes", "given", "asked"),
+    [
+        ([], {}, "chat"),
+        (["responses"], {"route": "responses"}, "responses"),
+        (["classify"], {}, "classify"),
+        (["classify", "pooling"], {}, "pooling"),
+        (["pooling", "classify"], {"route": "classify"}, "classify"),
+        (["score", "classify"], {"route": "rerank"}, "rerank"),
+    ],
+)
+def test_the_load_test_asks_a_route_that_is_served(
+    routes: list[str], given: dict[str, Any], asked: str
+) -> None:
+    method = "sft" if routes in ([], ["responses"]) else "reward"
+    sections = {"serving": {"routes": routes}, "loadtest": {"workload": given}}
+    run = run_of(training={"method": {"type": method}}, **sections)
+    assert run.config.loadtest.workload.route == asked
+    require_route(run)
+    # The Job of a cluster reads the whole configuration, with every default.
+    again = run_of(**run.config.model_dump(mode="json", exclude={"name", "data"}))
+    assert again.config.loadtest == run.config.loadtest
+
+
+@pytest.mark.parametrize(
+    ("method", "routes", "load", "problem"),
+    [
+        ("sft", ["messages"], {"workload": {"route": "responses"}},
+         "loadtest.workload.route is responses, which serving.routes does not open; expected chat "
+         "or messages"),
+        ("reward", ["classify"], {"workload": {"route": "chat"}}, "is chat, .* expected classify"),
+        ("reward", ["score", "pooling"], {"workload": {"route": "classify"}},
+         "is classify, .* expected pooling or score or rerank"),
+        ("reward", ["pooling"], {"max_tokens": 32}, "answers without tokens: remove max_tokens"),
+        ("reward", ["pooling"], {"slo": {"ttft_s": {"p90": 1.0}}}, "remove slo.ttft_s"),
+        ("reward", ["pooling"], {"answers": {}}, "answers are compared over route: chat"),
+        ("reward", ["pooling"], {"workload": {"sessions": {}}}, "sessions is not for route"),
+        ("reward", ["pooling"], {"workload": None}, "loadtest.workload"),
+    ],
+)  # fmt: skip
+def test_a_load_test_that_the_server_cannot_answer_is_refused(
+    method: str, routes: list[str], load: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        require_route(
+            run_of(training={"method": {"type": method}}, serving={"routes": routes}, loadtest=load)
+        )
 
 
 def test_a_judge_of_a_model_without_answers_is_refused() -> None:

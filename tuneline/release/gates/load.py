@@ -15,7 +15,6 @@ from tuneline.release.gates.finding import (
     Finding,
     judged,
     missing,
-    not_asked,
     reason_of,
 )
 from tuneline.release.proofs import Proofs
@@ -33,11 +32,6 @@ REPORT = "report.json"
 
 def judge_load(proofs: Proofs) -> Finding:
     """Check the report's verdict, and that it measured what the release is about."""
-    if not proofs.has_stage(LOADTEST):
-        return not_asked(
-            REQUIRED,
-            "A line of scores has no load test, so no figure says which load the endpoint holds.",
-        )
     if LOADTEST not in proofs.made or proofs.served is None:
         return missing(proofs, LOADTEST, REQUIRED)
     from loadtest import find_contradictions, read_report

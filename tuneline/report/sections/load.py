@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tuneline.core.errors import ArtifactError
 from tuneline.core.page.blocks import Listing, Paragraph, Section, Tone, verdict_badge
-from tuneline.core.release import Outcome
 from tuneline.pipeline.stage import LOADTEST
 from tuneline.report.facts import Facts
 from tuneline.report.sections.absent import absent_section
@@ -15,9 +14,6 @@ TITLE = "Load test"
 def load_section(facts: Facts) -> Section | None:
     """Return objectives, latencies, rates and their plots."""
     if LOADTEST not in facts.made:
-        gate = None if facts.release is None else facts.release.gate("load")
-        if gate is not None and gate.outcome is Outcome.NOT_ASKED:
-            return Section("load", TITLE, (Paragraph(gate.words, Tone.WARN),))
         return absent_section("load", TITLE, facts, [LOADTEST])
     from loadtest import build_load_blocks, read_report
 
