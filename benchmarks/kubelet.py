@@ -68,7 +68,7 @@ class Node:
 
 
 def make_image(folder: Path) -> Path:
-    """Write the files of `k8s/images/Dockerfile.cpu`, and metadata by which `vllm` starts."""
+    """Write the files of `k8s/images/Dockerfile.server`, and metadata by which `vllm` starts."""
     package = folder / "serving"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

@@ -9,12 +9,15 @@ from pydantic import Field, field_validator, model_validator
 from k8s.placement_config import Placement
 from k8s.training_config import TrainingJob
 from k8s.value_types import (
+    GPU,
     DnsLabel,
     DnsSubdomain,
+    GpuResource,
     Image,
     LabelKey,
     LabelValue,
     Quantity,
+    slices_problem,
 )
 from tuneline.core.config import StrictModel
 
@@ -38,7 +41,10 @@ class Resources(StrictModel):
     ephemeral_storage: Quantity | None = None
     """The limit of the node's disk: above the emptyDirs, which have 11 GiB."""
     gpus: int | None = Field(default=None, ge=1)
-    """`nvidia.com/gpu`, only with the overlay `gpu`."""
+    """GPUs of one pod, only with the overlay `gpu`."""
+    gpu_resource: GpuResource = GPU
+    """The name by which NVIDIA's device plugin offers them: `nvidia.com/mig-3g.40gb` for a slice by
+    MIG, `nvidia.com/gpu.shared` for a share of time. A pod uses one slice."""
 
 
 class LoadTestResources(StrictModel):
@@ -207,7 +213,7 @@ class DeployConfig(StrictModel):
     namespace: DnsLabel = "tuneline"
     overlay: Literal["cpu", "gpu"] = "gpu"
     image: Image | None = None
-    """The server's image, built from `k8s/images/Dockerfile.cpu` or `Dockerfile.gpu`; needed to
+    """The server's image, built from `k8s/images/Dockerfile.server`; needed to
     render. Pin it by digest for production."""
     loadtest_image: Image | None = None
     """The image of `k8s/images/Dockerfile.loadtest`; without it no load-test Job is rendered."""
@@ -344,8 +350,12 @@ class DeployConfig(StrictModel):
             )
         if self.workload == "llm-inference-service" and self.autoscaling is not None:
             raise ValueError("autoscaling scales a Deployment that KServe owns; leave it out")
-        if self.resources.gpus is not None and self.overlay == "cpu":
-            raise ValueError("resources.gpus needs overlay: gpu")
+        is_slice = self.resources.gpu_resource != GPU
+        if (self.resources.gpus is not None or is_slice) and self.overlay == "cpu":
+            name = "gpu_resource" if is_slice else "gpus"
+            raise ValueError(f"resources.{name} needs overlay: gpu")
+        if problem := slices_problem(self.resources.gpu_resource, self.resources.gpus):
+            raise ValueError(f"resources.{problem}")
         if self.resources.cpu_limit is not None and self.overlay == "cpu":
             raise ValueError("resources.cpu is the limit too on overlay: cpu; leave out cpu_limit")
         if self.placement.gpu_product is not None and self.overlay == "cpu":

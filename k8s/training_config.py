@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from k8s.placement_config import Placement
-from k8s.value_types import DnsLabel, Image, Port, Quantity
+from k8s.value_types import GPU, DnsLabel, GpuResource, Image, Port, Quantity, slices_problem
 from tuneline.core.config import StrictModel
 from tuneline.core.training_limits import MEASUREMENT_S, TRAINING_EXIT_MARGIN_S
 
@@ -21,7 +21,9 @@ class TrainingResources(StrictModel):
     cpu: Quantity = "4"
     memory: Quantity = "16Gi"
     gpus: int | None = Field(default=None, ge=1)
-    """`nvidia.com/gpu` of one pod; without it the training runs on the CPU."""
+    """GPUs of one pod; without them the training runs on the CPU."""
+    gpu_resource: GpuResource = GPU
+    """As in `k8s.resources`."""
     shared_memory: Quantity = "2Gi"
     """`/dev/shm`, a part of `memory`."""
     disk: Quantity = "10Gi"
@@ -83,6 +85,8 @@ class TrainingJob(StrictModel):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingJob:
         problems = []
+        if problem := slices_problem(self.resources.gpu_resource, self.resources.gpus):
+            problems.append(f"resources.{problem}")
         if self.work_claim is None and self.push_to is None:
             problems.append(
                 "neither work_claim nor push_to is given, so the artifacts would be lost with the "

@@ -23,6 +23,18 @@ Quantity = Annotated[
     Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"),
 ]
 
+GPU = "nvidia.com/gpu"
+GpuResource = Annotated[str, Field(pattern=r"^nvidia\.com/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+"""A whole GPU, or a slice of one by MIG or time slicing, as NVIDIA's device plugin names it."""
+
+
+def slices_problem(resource: str, number: int | None) -> str | None:
+    """Say why a pod cannot use so many slices of a GPU; None if it can."""
+    if resource == GPU or number in (None, 1):
+        return None
+    return f"gpus: {number} of {resource}: slices do not work together; expected 1"
+
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 # RFC 1123 subdomain or an extended resource: the keys of labels, with an optional prefix.

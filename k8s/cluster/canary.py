@@ -12,7 +12,7 @@ from k8s.cluster.pods import PATIENCE_S, is_ready
 from k8s.cluster.revisions import read_record, without_server_fields
 from k8s.cluster.rollout import Rollout, read_rollout
 from k8s.cluster.routes import require_accepted
-from k8s.cluster.shares import ROUTES, give_share, read_weights
+from k8s.cluster.shares import ROUTES, give_share, read_routes, weights_of
 from k8s.render.facts import server_name
 from k8s.render.kustomize import INSTANCE_LABEL
 from k8s.rules.objects import flags, ref
@@ -91,7 +91,8 @@ def read_share(cluster: Cluster, stable: str, canary: str) -> int:
     Raises:
         ServerError: The cluster does not answer, or refuses.
     """
-    return read_weights(cluster, server_name(stable)).get(server_name(canary), 0)
+    server = server_name(stable)
+    return weights_of(read_routes(cluster, server), server).get(server_name(canary), 0)
 
 
 def shift_route(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from k8s.cluster.kubectl import Cluster, get
@@ -46,7 +46,7 @@ def require_accepted(cluster: Cluster, server: str) -> None:
         ServerError: A gateway does not accept the route in time.
     """
     until_s = time.monotonic() + ACCEPT_S
-    while problem := read_problem(cluster, server):
+    while problem := route_problems(get(cluster, ROUTES, server)):
         if time.monotonic() > until_s:
             raise ServerError(
                 f"HTTPRoute/{server}: after {ACCEPT_S:g} s: {problem}", hint=_hint(cluster, problem)
@@ -57,7 +57,7 @@ def require_accepted(cluster: Cluster, server: str) -> None:
 def warn_of_route(cluster: Cluster, server: str) -> None:
     """Log why no request comes through the gateway, if the server has a route and none does."""
     try:
-        problem = read_problem(cluster, server)
+        problem = route_problems(get(cluster, ROUTES, server))
     except ServerError:
         return
     if problem:
@@ -65,9 +65,9 @@ def warn_of_route(cluster: Cluster, server: str) -> None:
         logger.warning("  no request comes through the gateway. %s", _hint(cluster, problem))
 
 
-def read_problem(cluster: Cluster, server: str) -> str:
+def route_problems(routes: Sequence[Mapping[str, Any]]) -> str:
     """Return why no request comes by a server's route; empty if it has none."""
-    return "; ".join(filter(None, map(route_problem, get(cluster, ROUTES, server))))
+    return "; ".join(filter(None, map(route_problem, routes)))
 
 
 def _hint(cluster: Cluster, problem: str) -> str:

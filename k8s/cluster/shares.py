@@ -14,17 +14,18 @@ ROUTES = "httproutes.gateway.networking.k8s.io"
 PART_OF = "app.kubernetes.io/part-of"
 
 
-def read_weights(cluster: Cluster, server: str) -> dict[str, int]:
-    """Return the weights in the rules of a server's route that send to it, by server.
-
-    They are empty without a route or without the Gateway API.
-    """
+def read_routes(cluster: Cluster, server: str) -> list[Object]:
+    """Return a server's route; nothing without one, or without the Gateway API."""
     try:
-        routes = get(cluster, ROUTES, server)
+        return get(cluster, ROUTES, server)
     except ServerError as error:
         if "the server doesn't have a resource type" in error.message:
-            return {}
+            return []
         raise
+
+
+def weights_of(routes: Sequence[Object], server: str) -> dict[str, int]:
+    """Return the weights in the rules of a server's route that send to it, by server."""
     return {
         backend["name"]: backend.get("weight", 1)
         for route in routes

@@ -13,8 +13,8 @@ from k8s.cluster.pods import event_time, is_ready
 from k8s.cluster.refusals import missing_right
 from k8s.cluster.revisions import History, is_under_way, read_record
 from k8s.cluster.rollout import Rollout, read_rollout
-from k8s.cluster.routes import read_problem
-from k8s.cluster.shares import read_weights
+from k8s.cluster.routes import route_problems
+from k8s.cluster.shares import read_routes, weights_of
 from k8s.render.facts import server_name
 from k8s.rules.objects import DIGEST_LABEL
 from tuneline.core.config import StrictModel
@@ -154,8 +154,8 @@ def read_state(cluster: Cluster, run: str, local_release: str | None) -> Cluster
     release = annotations.get(RELEASE)
     newest = {pod["metadata"]["name"] for pod in rollout.newest_pods()}
     scaling = _read(lambda: _scaling(cluster, server), missing) or []
-    weights = _read(lambda: read_weights(cluster, server), missing) or {}
-    problem = _read(lambda: read_problem(cluster, server), missing) if weights else None
+    routes = _read(lambda: read_routes(cluster, server), missing) or []
+    weights = weights_of(routes, server)
     events = _read(lambda: _events(cluster, run), missing) or []
     return ClusterState(
         **where,
@@ -169,7 +169,7 @@ def read_state(cluster: Cluster, run: str, local_release: str | None) -> Cluster
         pods=[_pod_state(rollout, pod, newest) for pod in rollout.pods],
         scaling=scaling,
         weights=weights,
-        route_problem=problem or "",
+        route_problem=route_problems(routes) if weights else "",
         history=history if history and history.revisions else None,
         events=events,
         missing_rights=missing,

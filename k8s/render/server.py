@@ -25,6 +25,7 @@ from k8s.render.kustomize import (
 )
 from k8s.rules.objects import flags, literal, quantity
 from k8s.rules.server import PATIENCE
+from k8s.value_types import GPU
 from tuneline.core.vllm_limits import VLLM_EXIT_MARGIN_S
 
 # The startup probe waits this much longer than vLLM itself, whose clock starts after its imports.
@@ -171,8 +172,9 @@ def _overlay_cpu(config: DeployConfig) -> str:
 
 def _resources(config: DeployConfig, overlay_cpu: str) -> dict[str, Any]:
     wanted = config.resources
-    requests: dict[str, str] = {}
-    limits: dict[str, str] = {}
+    # A patch removes a key with null.
+    requests: dict[str, str | None] = {}
+    limits: dict[str, str | None] = {}
     if wanted.cpu is not None:
         requests["cpu"] = wanted.cpu
         if config.overlay == "cpu":
@@ -185,6 +187,9 @@ def _resources(config: DeployConfig, overlay_cpu: str) -> dict[str, Any]:
         requests["memory"] = limits["memory"] = wanted.memory
     if wanted.ephemeral_storage is not None:
         limits["ephemeral-storage"] = wanted.ephemeral_storage
-    if wanted.gpus is not None:
-        requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(wanted.gpus)
+    if wanted.gpu_resource != GPU:
+        requests[GPU] = limits[GPU] = None
+        requests[wanted.gpu_resource] = limits[wanted.gpu_resource] = "1"
+    elif wanted.gpus is not None:
+        requests[GPU] = limits[GPU] = str(wanted.gpus)
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}

@@ -98,8 +98,7 @@ def _check_inputs(config: DeployConfig, name: str, served_env: Mapping[str, str]
     found = []
     if config.image is None:
         found.append(
-            "k8s.image: missing; expected the image built from "
-            f"k8s/images/Dockerfile.{config.overlay}"
+            "k8s.image: missing; expected the image built from k8s/images/Dockerfile.server"
         )
     sources = (config.model_claim, config.model_image, config.model_hub, config.model_fetch)
     if all(source is None for source in sources):

@@ -20,6 +20,8 @@ KEY_VOLUME = "release-key"
 """The volume with the public key that a model's signature is checked with."""
 # As in k8s.io/kubernetes/third_party/forked/golang/expansion.
 _REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
+OF_GPUS = "nvidia.com/"
+"""The prefix of GPUs and of their slices among resources."""
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 LABEL_LENGTH = 63
 """Most characters of a label's value, and of a name that becomes one or a host name (RFC 1123)."""
@@ -210,3 +212,8 @@ def applied_size(item: Object) -> int:
 
 def _escapes(text: str) -> int:
     return 5 * sum(map(text.count, "<>&")) + 3 * sum(map(text.count, "\u2028\u2029"))
+
+
+def num_gpus(limits: Mapping[str, Any]) -> int:
+    """Return the GPUs, or slices of one, of a container."""
+    return sum(int(number) for name, number in limits.items() if name.startswith(OF_GPUS))

@@ -12,6 +12,7 @@ from k8s.rules.objects import (
     Pod,
     env,
     flags,
+    num_gpus,
     of_kind,
     quantity,
     ref,
@@ -115,8 +116,8 @@ def _probes(objects: Sequence[Object]) -> Iterator[str]:
                 f"{pod.where}: livenessProbe needs a terminationGracePeriodSeconds below {grace}; "
                 "a hung server would get the whole drain"
             )
-        gpus = container.get("resources", {}).get("limits", {}).get("nvidia.com/gpu")
-        if gpus is None and ready.get("timeoutSeconds", 1) < 5:
+        gpus = num_gpus(container.get("resources", {}).get("limits", {}))
+        if not gpus and ready.get("timeoutSeconds", 1) < 5:
             yield (
                 f"{pod.where}: readinessProbe allows {ready.get('timeoutSeconds', 1)} s; a CPU "
                 "under load needs 5 s, or its clients are refused instead of queued"
@@ -209,12 +210,12 @@ def _capacity(objects: Sequence[Object]) -> Iterator[str]:
     for pod, container in servers(objects):
         limits = container.get("resources", {}).get("limits", {})
         args = flags(container.get("args", []))
-        if "nvidia.com/gpu" in limits:
+        if gpus := num_gpus(limits):
             needed = 1
             for flag in ("--tensor-parallel-size", "--pipeline-parallel-size"):
                 needed *= int((args.get(flag) or ["1"])[-1])
             hosts = pod.owner["spec"].get("leaderWorkerTemplate", {}).get("size", 1)
-            found = hosts * int(limits["nvidia.com/gpu"])
+            found = hosts * gpus
             if needed != found:
                 who = "pod has" if hosts == 1 else f"{hosts} hosts have"
                 yield f"{pod.where}: vLLM is told to use {needed} GPU(s) and the {who} {found}"

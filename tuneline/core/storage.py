@@ -261,6 +261,12 @@ def _download(obstore: Any, store: Any, sizes: dict[str, int], target: Path, url
                     end = min(start + CHUNK_BYTES, size_bytes)
                     with _errors(url, name):
                         data = obstore.get_range(store, name, start=start, end=end)
+                    # A file that was replaced since it was listed ends earlier, without an error.
+                    if (found := start + len(data)) < end:
+                        raise TamperedError(
+                            f"{url}/{name}: ends after {found} bytes; expected {size_bytes}",
+                            hint="Wait until nobody writes there, and type the command again.",
+                        )
                     file.write(data)
             advance(index, name)
 

@@ -134,7 +134,6 @@ def _model_card(release: Release) -> dict[str, Any]:
     return {
         "modelParameters": {
             "task": release.task,
-            "architectureFamily": "transformer",
             "datasets": [{"ref": TRAIN}, {"ref": HELDOUT}],
             "inputs": [{"format": "text"}],
             "outputs": [{"format": "score" if release.gives_scores else "text"}],

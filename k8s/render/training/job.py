@@ -10,7 +10,7 @@ import yaml
 from k8s.render.facts import Document
 from k8s.render.kustomize import MANIFESTS
 from k8s.render.training.facts import TrainingFacts
-from k8s.rules.objects import quantity
+from k8s.rules.objects import OF_GPUS, quantity
 from k8s.training_config import DATA_MOUNT, TrainingResources
 from tuneline.core.training_limits import MEASUREMENT_S, TRAINING_EXIT_MARGIN_S
 
@@ -125,7 +125,7 @@ def _disk(facts: TrainingFacts) -> str:
 def _resources(wanted: TrainingResources, disk: str) -> Document:
     asked = {"cpu": wanted.cpu, "memory": wanted.memory}
     if wanted.gpus is not None:
-        asked["nvidia.com/gpu"] = str(wanted.gpus)
+        asked[wanted.gpu_resource] = str(wanted.gpus)
     return {
         "requests": asked | {"ephemeral-storage": "1Gi"},
         "limits": asked | {"ephemeral-storage": disk},
@@ -143,7 +143,7 @@ def _copy_of_data(container: Document, url: str, folder: str) -> Document:
         **{key: container[key] for key in kept if key in container},
         "env": [entry for entry in container["env"] if entry["name"] in told],
         "resources": {
-            part: {key: value for key, value in asked.items() if not key.startswith("nvidia.com/")}
+            part: {key: value for key, value in asked.items() if not key.startswith(OF_GPUS)}
             for part, asked in container["resources"].items()
         },
         "volumeMounts": [

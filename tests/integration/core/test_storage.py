@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
 import socket
@@ -264,6 +265,47 @@ def test_files_without_a_manifest_are_copied_on_request(store: Store, tmp_path: 
         pull_files(f"s3://{BUCKET}/in", tmp_path / "in")
     with pytest.raises(NotAnArtifactError, match="holds no file"):
         pull_files(f"s3://{BUCKET}/nothing", tmp_path / "nothing")
+
+
+class Shrinking(http.server.BaseHTTPRequestHandler):
+    """A store whose only file has ten bytes in the list, and six when it is read."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if "list-type" in self.path:
+            self._answer(200, LISTED, {"Content-Type": "application/xml"})
+        else:
+            date = "Thu, 01 Jan 2026 00:00:00 GMT"
+            headers = {"Content-Range": "bytes 0-5/6", "ETag": '"1"', "Last-Modified": date}
+            self._answer(206, b'{"a":1', headers)
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+LISTED = b"""<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>models</Name>
+<IsTruncated>false</IsTruncated><Contents><Key>data/rows.jsonl</Key><Size>10</Size><ETag>"1"</ETag>
+<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents></ListBucketResult>"""
+
+
+def test_a_file_that_is_replaced_while_it_is_copied_is_found(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shrinking) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(TamperedError, match=r"rows\.jsonl: ends after 6 bytes; expected 10"):
+            pull_files(f"s3://{BUCKET}/data", tmp_path / "out")
+        server.shutdown()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_directory_that_is_there_stays(store: Store, artifact: Artifact) -> None:

@@ -133,18 +133,16 @@ FOR_ADAPTERS = {
     "tuneline/models": "tuneline/models",
     "tuneline/__init__.py": "tuneline/",
 }
-"""The files that the Dockerfiles copy for adapters at run time, with their places."""
+"""The files that the Dockerfile copies for adapters at run time, with their places."""
 
 
-@pytest.mark.parametrize("build_name", ["cpu", "gpu"])
-def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path, build_name: str) -> None:
-    """The files that the Dockerfiles copy, with no others on the path, are enough to import it."""
+def test_the_image_holds_all_that_the_middleware_needs(tmp_path: Path) -> None:
+    """The files that the Dockerfile copies, with no others on the path, are enough to import it."""
     pytest.importorskip("prometheus_client", reason="a part of the extra `serve`")
-    text = (ROOM / "images" / f"Dockerfile.{build_name}").read_text()
+    text = (ROOM / "images" / "Dockerfile.server").read_text()
     copied = re.findall(r"^COPY (?:--\S+ )*(.+) /opt/tuneline/(\S+)$", text, re.MULTILINE)
-    # vLLM's functions for GPUs need no correction.
-    engine = [("serving/engine", "serving/engine")] if build_name == "cpu" else []
-    assert copied == [("serving/middleware", "serving/middleware"), *FOR_ADAPTERS.items(), *engine]
+    ours = [(folder, folder) for folder in ("serving/middleware", "serving/engine")]
+    assert copied == [ours[0], *FOR_ADAPTERS.items(), ours[1]]
     empty = re.findall(r"install --mode=0444 /dev/null /opt/tuneline/(\S+)$", text, re.MULTILINE)
     assert empty == ["serving/__init__.py"]
     for sources, target in copied:
@@ -184,9 +182,9 @@ def _imports(folder: Path, code: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_the_cpu_image_names_the_plugin_as_the_package_does(tmp_path: Path) -> None:
+def test_the_image_names_the_plugin_as_the_package_does(tmp_path: Path) -> None:
     """The metadata that the Dockerfile writes, made by its own commands, is found by Python."""
-    text = (ROOM / "images" / "Dockerfile.cpu").read_text()
+    text = (ROOM / "images" / "Dockerfile.server").read_text()
     (commands,) = re.findall(
         r"^RUN (mkdir /opt/tuneline/tuneline_engine.+?entry_points\.txt)$",
         text,

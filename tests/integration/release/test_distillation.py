@@ -48,7 +48,9 @@ def test_each_file_of_a_release_names_the_teacher(line: FinishedLine, released: 
     card = (released / "README.md").read_text()
     assert f"| teacher | teacher `{digest[7:19]}`, licence MIT |" in card
     assert "| method | distillation, LoRA r 16, alpha 32, targets all-linear |" in card
-    assert digest in (released / "report.html").read_text()
+    page = (released / "report.md").read_text()
+    assert f"| teacher | teacher `{digest[7:19]}`, licence MIT |" in page
+    assert digest in page
 
 
 def test_a_release_that_hides_its_teacher_is_refused(line: FinishedLine, released: Path) -> None:

@@ -67,7 +67,7 @@ def test_hadolint_finds_nothing(path: Path) -> None:
 
 def test_there_is_a_file_for_each_image() -> None:
     assert [path.name for path in IMAGES] == [
-        "Dockerfile.cpu", "Dockerfile.gpu", "Dockerfile.loadtest", "Dockerfile.training",
+        "Dockerfile.loadtest", "Dockerfile.server", "Dockerfile.training",
     ]  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def test_there_is_a_file_for_each_image() -> None:
 def test_a_script_builds_every_image_if_it_is_given_no_name(script: str) -> None:
     text = (ROOT / "scripts" / script).read_text()
     (names,) = re.findall(r"\|\| names=\((.*)\)", text)
-    assert sorted(names.split()) == [path.suffix[1:] for path in IMAGES]
+    # The server is one file on two bases.
+    assert sorted(names.split()) == ["cpu", "gpu", "loadtest", "training"]
 
 
 def test_the_training_has_cuda_unless_the_build_asks_for_the_cpu() -> None:
@@ -134,8 +135,11 @@ def test_what_is_copied_exists_and_is_let_into_the_build(path: Path) -> None:
 def test_servers_run_the_vllm_release_that_the_package_pins() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     (version,) = set(re.findall(r'"vllm(?:-cpu)?==([0-9.]+)"', project))
-    for path in IMAGES[:2]:
-        assert base(path).endswith(f":v{version}")
+    (path,) = (path for path in IMAGES if path.suffix == ".server")
+    assert base(path) == f"docker.io/vllm/vllm-openai:v{version}"
+    for place in (path, ROOT / "scripts" / "images.sh", ROOT / "docs" / "kubernetes.md"):
+        named = re.findall(r"docker\.io/vllm/vllm-openai-cpu:v(\S+)", place.read_text())
+        assert set(named) == {version}, place
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.name)

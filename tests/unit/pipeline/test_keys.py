@@ -178,12 +178,12 @@ NOT_KEYED: dict[str, str] = {
     "k8s.placement": "gpu_product node_selector priority_class runtime_class",
     "k8s.release_key": "config_map secret_name file",
     "k8s.placement.tolerations.0": "effect key operator value",
-    "k8s.resources": "cpu memory gpus cpu_limit ephemeral_storage",
+    "k8s.resources": "cpu memory gpus gpu_resource cpu_limit ephemeral_storage",
     "k8s.training": """image kind work_claim data_url push_to storage_secret hub_secret ports
         workers hosts checkpoint_s retries deadline_s""",
     "k8s.training.placement": "gpu_product node_selector priority_class runtime_class",
     "k8s.training.placement.tolerations.0": "effect key operator value",
-    "k8s.training.resources": "cpu memory gpus shared_memory disk",
+    "k8s.training.resources": "cpu memory gpus gpu_resource shared_memory disk",
     # The gates read artifacts, and make none.
     "release": """metric threshold max_regression max_slowdown previous load_comparison base_license
         teacher_license data_license""",

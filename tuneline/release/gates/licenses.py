@@ -6,7 +6,7 @@ from tuneline.release.gates.finding import Finding, judged
 from tuneline.release.licenses import base_license, data_license, teacher_license
 from tuneline.release.proofs import Proofs
 
-REQUIRED = "the licences of the base model and of the data are known"
+REQUIRED = "the licences of the models and of the data are known"
 
 
 def judge_licenses(proofs: Proofs) -> Finding:

@@ -44,6 +44,6 @@ GATES: dict[str, Row] = {
     "load": Row("Does the endpoint meet its objectives under load?", judge_load),
     "regression": Row("Is it as good as the earlier release?", judge_regression),
     "speed": Row("Is it as fast as the earlier release?", judge_speed),
-    "licenses": Row("Are the licences of base and data recorded?", judge_licenses),
+    "licenses": Row("Are the licences of the models and of the data recorded?", judge_licenses),
     "safe-files": Row("Can every file be loaded without running code?", judge_safe_files),
 }

@@ -42,11 +42,22 @@ def training_section(facts: Facts) -> Section | None:
 
 
 def _base(facts: Facts, trained: Artifact) -> list[tuple[str, Text]]:
-    digest = next((one.digest for one in trained.manifest.inputs if one.role == "base"), "")
-    name = facts.config.get("base_model", "")
-    licence = "" if facts.release is None else facts.release.base.license or "unknown"
-    shown = f", licence {licence}" if licence else ""
-    return [("base model", (f"{name} ", Code(short_digest(digest)), shown))]
+    """Return the base model, and the teacher of a distillation."""
+    release = facts.release
+    known = {} if release is None else {"base": release.base, "teacher": release.teacher}
+    method = facts.config.get("training", {}).get("method", {})
+    names = {
+        "base": ("base model", facts.config.get("base_model", "")),
+        "teacher": ("teacher", method.get("teacher_model_name_or_path", "")),
+    }
+    pairs: list[tuple[str, Text]] = []
+    for one in trained.manifest.inputs:
+        if one.role in names:
+            title, name = names[one.role]
+            model = known.get(one.role)
+            shown = "" if model is None else f", licence {model.license or 'unknown'}"
+            pairs.append((title, (f"{name} ", Code(short_digest(one.digest)), shown)))
+    return pairs
 
 
 def _data(facts: Facts) -> list[tuple[str, Text]]:

@@ -124,6 +124,20 @@ def test_resources_replace_the_overlays(
     assert asked["limits"] == {"cpu": "2", "memory": "12Gi", "ephemeral-storage": "12Gi"}
 
 
+@pytest.mark.parametrize("name", ["nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"])
+def test_a_slice_of_a_gpu_is_asked_for_in_place_of_a_gpu(
+    tmp_path: Path, render_run: Render, objects_of: ObjectsOf, name: str
+) -> None:
+    objects = objects_of(render_run(tmp_path / "out", resources={"gpu_resource": name}))
+    pod = server_pod(objects)
+    asked = pod["containers"][0]["resources"]
+    for part in ("requests", "limits"):
+        found = {key: n for key, n in asked[part].items() if key.startswith("nvidia.com/")}
+        assert found == {name: "1"}
+    # NVIDIA's operator taints nodes with this key, whatever they offer.
+    assert [entry["key"] for entry in pod["tolerations"]] == ["nvidia.com/gpu"]
+
+
 def test_a_limit_of_cores_lowers_the_overlays_request(
     tmp_path: Path, render_run: Render, objects_of: ObjectsOf
 ) -> None:
@@ -343,7 +357,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, render_run:
     assert [problem.partition(":")[0] for problem in problems] == [
         "k8s.image", "k8s.model_claim, k8s.model_image", "name",
     ]  # fmt: skip
-    assert "Dockerfile.gpu" in problems[0]
+    assert "Dockerfile.server" in problems[0]
     assert caught.value.hint == (
         "Try: --set k8s.image=registry.example.com/tuneline-server-gpu:v0.32.0 "
         "--set k8s.model_claim=models"
