@@ -20,6 +20,7 @@ from k8s.value_types import (
     slices_problem,
 )
 from tuneline.core.config import StrictModel
+from tuneline.core.secrets import has_secrets
 
 # Values that the base fixes for the server's container; the arguments must match them.
 MODEL_DIR = "/model"
@@ -85,6 +86,11 @@ class FetchedModel(StrictModel):
     def _fills_the_folder(self) -> FetchedModel:
         if not any(MODEL_DIR in part for part in self.command):
             raise ValueError(f"command does not name {MODEL_DIR}, the folder that is served")
+        if has_secrets(self.command):
+            raise ValueError(
+                "command has a secret, which manifests and releases would show; expected it in the "
+                "Secret secret_name, whose keys are variables, such as $(TOKEN)"
+            )
         return self
 
 

@@ -36,6 +36,7 @@ _ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 _OPTION = re.compile(rf"(--[\w-]{{0,64}}{_ENDS}\s+)(?!-){_VALUE}", re.IGNORECASE)
+_VARIABLE = re.compile(r"(?P<equals>=?)[\"']?\$(?:\(\w+\)|\{\w+\}|\w+)[\"']?")
 _KNOWN_PLAIN = re.compile(
     r"^(?:(?:bos|eos|pad|unk|sep|cls|mask|image|audio|video|special|stop|next|last|first)_?token)$",
     re.IGNORECASE,
@@ -125,6 +126,14 @@ def hide_flags(words: Sequence[str]) -> list[str]:
             is_option and "=" not in word and is_secret_name(word.lstrip("-").replace("-", "_"))
         )
     return found
+
+
+def has_secrets(words: Sequence[str]) -> bool:
+    """Return whether a command has a secret itself, not as a variable such as `$(TOKEN)`."""
+    without = [
+        _VARIABLE.sub(lambda found: "=none" if found["equals"] else "-", word) for word in words
+    ]
+    return hide_flags(without) != without
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:

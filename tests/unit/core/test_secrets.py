@@ -6,6 +6,7 @@ import pytest
 
 from tuneline.core.secrets import (
     first_line,
+    has_secrets,
     hide_flags,
     hide_secrets,
     is_secret_name,
@@ -123,3 +124,19 @@ def test_the_values_of_secret_options_are_hidden() -> None:
 )
 def test_the_first_line_of_an_error_has_no_password(text: str, expected: str) -> None:
     assert first_line(OSError(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("aws s3 cp --recursive s3://models/tickets /model", False),
+        ("hf download --token abc123 org/name --local-dir /model", True),
+        ("hf download --token $(HF_TOKEN) org/name --local-dir /model", False),
+        ("hf download --token=$(HF_TOKEN) org/name --local-dir /model", False),
+        ("hf download --token=abc123 org/name --local-dir /model", True),
+        ("rclone copy --s3-access-key-id AKIA0000000000000000 r:models /model", True),
+    ],
+)
+def test_a_command_may_name_the_variable_of_a_secret(command: str, expected: bool) -> None:
+    assert has_secrets(command.split()) is expected
+    assert has_secrets(["sh", "-c", command.replace("$(HF_TOKEN)", '"${HF_TOKEN}"')]) is expected

@@ -106,6 +106,10 @@ def test_any_other_image_is_refused(key: str, reference: str, expected: str) -> 
         ({"model_fetch": {"image": "a", "command": ["/model"]}}, "can change at any time"),
         ({"model_fetch": {"image": "a:1", "command": ["cp", "/m"]}}, "does not name /model"),
         (
+            {"model_fetch": {"image": "a:1", "command": ["get", "--token", "abc", "/model"]}},
+            "model_fetch: command has a secret",
+        ),
+        (
             {
                 "model_hub": {"repo": "a/b", "revision": "0" * 40},
                 "model_fetch": {"image": "a:1", "command": ["/model"]},
