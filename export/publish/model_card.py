@@ -29,6 +29,9 @@ TRAINING_KEYS = (
     "max_length", "seed",
 )  # fmt: skip
 
+FLAGS = ("load_in_4bit", "use_dora", "use_rslora")
+"""Keys of a training that the card shows if they are set."""
+
 FULL_KEYS = (
     "finetuning_type", "learning_rate", "num_train_epochs", "max_steps", "max_length", "seed",
 )  # fmt: skip
@@ -93,7 +96,8 @@ def training_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the keys of a training that the card shows."""
     keys = FULL_KEYS if config.get("finetuning_type") == "full" else TRAINING_KEYS
     left_out = "max_steps" if config.get("max_steps") is None else "num_train_epochs"
-    return [key for key in keys if key != left_out]
+    flags = [key for key in FLAGS if config.get(key)]
+    return [*(key for key in keys if key != left_out), *flags]
 
 
 def connected(model: Artifact) -> tuple[list[Artifact], list[Artifact]]:
