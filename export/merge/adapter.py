@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ from tuneline.models.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read
 from tuneline.models.schemas import check_form
 
 PREFIX = "base_model.model."
+COMPILED = re.compile(r"_orig_mod(\\\\)?\.")
+"""The component that `torch.compile` adds to names if a model is compiled before PEFT wraps it. A
+pattern in JSON text has two backslashes before the dot. Files and servers do not know the name."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def read_outline(path: Path, weight: float | None = None) -> Adapter:
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such folder; expected a PEFT adapter folder")
     where = path / ADAPTER_CONFIG
-    config = read_peft_config(path)
+    config = json.loads(COMPILED.sub("", json.dumps(read_peft_config(path))))
     peft_type = config.get("peft_type")
     if peft_type not in PEFT_TYPES:
         raise ArtifactError(
@@ -126,7 +131,8 @@ def read_outline(path: Path, weight: float | None = None) -> Adapter:
     weights = read_tensor_file(path / ADAPTER_WEIGHTS)
     if not weights.entries:
         raise ArtifactError(f"{weights.path}: holds no tensors; expected those of an adapter")
-    return Adapter(path, config, weights, weight)
+    entries = [replace(entry, name=COMPILED.sub("", entry.name)) for entry in weights.entries]
+    return Adapter(path, config, replace(weights, entries=tuple(entries)), weight)
 
 
 def parse_key(adapter: Adapter, key: str) -> tuple[str, Part]:

@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from export.weights.blocks import block_rows
 from tests.integration.export import families
@@ -375,6 +376,51 @@ def test_an_adapter_of_an_embedding_model_is_merged(
         )
     assert (expected - before).abs().max() > 0.01
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("parts", ["whole", "layers"])
+@pytest.mark.parametrize(
+    "targets",
+    ["all-linear", ["q_proj", "down_proj"], r".*layers\.\d\.(_orig_mod\.)?mlp\..*_proj"],
+)
+def test_an_adapter_of_a_compiled_model_is_merged(
+    parts: str, targets: str | list[str], tmp_path: Path
+) -> None:
+    """PEFT loads such an adapter only onto a model that is compiled in the same way; onto another
+    one it adds nothing, and warns or stops."""
+    base = families.make_base(tmp_path / "base", "llama-tied")
+
+    def compiled() -> Any:
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
+        if parts == "whole":
+            return torch.compile(model, backend="eager")
+        layers = model.model.layers
+        for index, layer in enumerate(layers):
+            layers[index] = torch.compile(layer, backend="eager")
+        return model
+
+    torch.manual_seed(1)
+    pattern = "up_proj" if parts == "whole" else r"_orig_mod\.mlp\.up_proj"
+    tuned = peft.get_peft_model(
+        compiled(),
+        peft.LoraConfig(
+            target_modules=targets, task_type="CAUSAL_LM", r=4, alpha_pattern={pattern: 3}
+        ),
+    )
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    named = load_file(tmp_path / "adapter" / WEIGHTS)
+    assert named and all("_orig_mod." in name for name in named if "lm_head" not in name)
+    live = peft.PeftModel.from_pretrained(compiled(), tmp_path / "adapter")
+    with torch.compiler.set_stance("force_eager"):  # the names are the compiler's, not the graph
+        expected = families._logits(live, families.VOCABULARY)
+    merged = run_merge(base, tmp_path / "adapter", tmp_path / "out")
+    found = families.merged_logits(merged.path)
+    assert (found - families.merged_logits(base)).abs().max() > 0.1
+    assert (found - expected).abs().max() < 1e-5
 
 
 def test_a_resized_model_of_text_and_pictures_is_refused(tmp_path: Path) -> None:
