@@ -116,7 +116,7 @@ def latency_objective(
         )
     if verdict == Verdict.INCONCLUSIVE:
         needed = _num_to_tell(within, q / 100)
-        reason += _needed(needed, noun)
+        reason += _needed(needed, within, q / 100, noun)
     return Objective(
         name=name,
         limit=limit,
@@ -164,7 +164,7 @@ def _failures(name: str, limit: float, failed: Share, count: int, n: int, said: 
         )
         if verdict == Verdict.INCONCLUSIVE:
             num_needed = _num_to_tell(failed, limit)
-            reason += _needed(num_needed)
+            reason += _needed(num_needed, failed, limit)
     return Objective(
         name=name,
         limit=limit,
@@ -193,7 +193,7 @@ def _goodput_share(limit: float, good: Share | None) -> Objective:
     reason += f"; at least {limit:.2%} are required"
     if verdict == Verdict.INCONCLUSIVE:
         num_needed = _num_to_tell(good, limit)
-        reason += _needed(num_needed)
+        reason += _needed(num_needed, good, limit)
     return Objective(
         name=name,
         limit=limit,
@@ -226,7 +226,7 @@ def _goodput_rps(limit: float, throughput: Throughput, good: Share | None) -> Ob
     num_needed = None
     if verdict == Verdict.INCONCLUSIVE:
         num_needed = _num_to_tell(good, max(share, 0.0))
-        reason += _needed(num_needed)
+        reason += _needed(num_needed, good, max(share, 0.0))
     return Objective(
         name=name,
         limit=limit,
@@ -278,8 +278,16 @@ def _interval(share: Share, noun: str = "requests") -> str:
     return text
 
 
-def _needed(num_needed: int, noun: str = "requests") -> str:
-    return f"; a verdict needs at least {num_needed} {noun}"
+def _needed(num_needed: int, share: Share, limit: float, noun: str = "requests") -> str:
+    """Return how many requests a verdict needs: at least, and if the share stays as it is."""
+    said = f"; a verdict needs at least {num_needed} {noun}"
+    if share.value == limit:
+        return f"{said}, and more as long as the share is at the limit"
+    likely = _requests_at(share.value, share, limit)
+    if likely <= num_needed:
+        return said
+    # Two digits: the share itself is only known to within its interval.
+    return f"{said}, and about {float(f'{likely:.1e}'):,.0f} if the share stays as it is"
 
 
 def _num_to_tell(share: Share, limit: float) -> int:
@@ -287,7 +295,11 @@ def _num_to_tell(share: Share, limit: float) -> int:
     told from the limit soonest: the share itself is noisy in a short run."""
     low, high = share.ci95
     nearest = low if share.value <= limit else high
-    needed = 0.0
-    if nearest != limit:
-        needed = num_to_tell_share(nearest, limit) * share.n / max(share.num_independent, 1.0)
+    needed = 0.0 if nearest == limit else _requests_at(nearest, share, limit)
     return max(math.ceil(needed), share.num_needed, share.n + 1)
+
+
+def _requests_at(value: float, share: Share, limit: float) -> float:
+    """Return how many requests tell a share from the limit, if they depend on one another as the
+    measured requests do."""
+    return num_to_tell_share(value, limit) * share.n / max(share.num_independent, 1.0)

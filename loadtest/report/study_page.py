@@ -9,6 +9,7 @@ from typing import Any
 from loadtest.report.files import read_document
 from loadtest.report.page import work_text
 from loadtest.report.schema import REPORT_FILE
+from loadtest.report.terminal import has_tokens, token_rate
 from loadtest.studies.load import unit_of
 from loadtest.studies.schema import (
     SIDES,
@@ -242,18 +243,19 @@ def _probe_row(probe: Probe, metrics: Iterable[str], of_tokens: bool) -> tuple[s
 
 def _comparison_blocks(report: ComparisonReport) -> tuple[Block, ...]:
     turns = "in turns" if report.interleaved else "one after the other"
+    all_runs = [run for one in report.scenarios for side in SIDES for run in one.runs[side]]
+    of_tokens = any(map(has_tokens, all_runs))
     sides = Table(
         f"Endpoints, measured {turns}",
-        (Column("side"), Column("endpoint"), Column("scenario"), Column("succeeded", True),
-         Column("requests", True), Column("output tokens/s", True), Column("verdict")),
+        (Column("side"), Column("scenario"), Column("succeeded", True), Column("requests", True),
+         Column("output tokens/s" if of_tokens else "prompt tokens/s", True), Column("verdict")),
         tuple(
             (
                 side.upper(),
-                report.endpoints[side].url,
                 f"{scenario.name}, round {number}",
                 str(run.requests.succeeded),
                 str(run.requests.offered),
-                _or_dash(run.throughput.output_tokens_per_s),
+                _or_dash(token_rate(run)[1]),
                 run.verdict,
             )
             for scenario in report.scenarios
@@ -278,6 +280,7 @@ def _comparison_blocks(report: ComparisonReport) -> tuple[Block, ...]:
             )
             for scenario in report.scenarios
             for one in scenario.differences
+            if of_tokens or one.metric != "ttft_s"  # an answer that comes whole has no first token
         ),
     )  # fmt: skip
     return differences, sides

@@ -14,12 +14,12 @@ from loadtest.longest import longest_s
 from serving import describe_adapter, open_paths, plan_container
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
 from tuneline.core.artifact_kinds import REPORT
-from tuneline.core.dataset import heldout_prompts
 from tuneline.core.errors import ConfigError, TamperedError
 from tuneline.core.progress import logger
 from tuneline.core.release import MODEL_SIGNATURE, Release
 from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource, computed_dtype
+from tuneline.pipeline.heldout import load_prompts
 from tuneline.pipeline.plan import current, plan
 from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
@@ -98,8 +98,7 @@ def render_run(
         adapters=_desired_adapters(run),
         paths=("/v1", *open_paths(run.config.serving.routes)),
     )
-    # The load test sends prompts, and a model of scores answers none.
-    loadtest = None if scores else _loadtest_job(run, dataset)
+    loadtest = _loadtest_job(run, dataset)
     return render_manifests(
         facts, out, served_args=args, served_env=env, loadtest=loadtest, helm=helm
     )
@@ -108,7 +107,7 @@ def render_run(
 def _loadtest_job(run: Run, dataset: Artifact) -> LoadTestJob:
     longest = math.ceil(longest_s(run.config.loadtest))
     return LoadTestJob(
-        _job_config(run), heldout_prompts(dataset), deadline_s=max(3600, longest),
+        _job_config(run), load_prompts(run, dataset), deadline_s=max(3600, longest),
         judge_deadline_s=PROOF_S + 2 * NUM_ROUNDS * longest,
     )  # fmt: skip
 
@@ -151,7 +150,7 @@ def _require_renderable(run: Run) -> None:
             hint=f"Try: --set serving.extra_args.{found[0]}=null",
         )
     workload = run.config.loadtest.workload
-    if workload.path is not None and not serving.pools:
+    if workload.path is not None:
         raise ConfigError(
             f"{run.path}: loadtest.workload.path: {workload.path}; the Job's ConfigMap holds the "
             "run's own prompts and no such file",

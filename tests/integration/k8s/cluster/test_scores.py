@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.integration.k8s.cluster.conftest import DEPLOY, GATEWAY, SERVER
 from tests.integration.k8s.cluster.model_server import ModelServer
 from tests.integration.release.line import FinishedLine, reward_line
 from tuneline.core.artifact import open_artifact
+from tuneline.pipeline.run_config import load_run
 
 Serve = Callable[..., ModelServer]
 
@@ -48,5 +51,19 @@ def test_a_reward_model_is_proven_by_its_scores(
     if route is not None:
         (rule,) = route["spec"]["rules"]
         assert [one["path"]["value"] for one in rule["matches"]] == ["/v1", "/pooling"]
-    # A load test sends prompts, which a model of scores does not answer.
-    assert ("jobs", "support-tickets-load-test") not in cluster.store.objects
+
+
+def test_the_job_of_a_load_test_asks_for_scores(rewards: FinishedLine, tmp_path: Path) -> None:
+    run = rewards.run
+    done = tuneline_here(
+        "deploy", "render", str(run.path), "--runs-dir", str(run.dir.parent), "--out",
+        str(tmp_path / "tree"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "tree" / "load-test"
+    job_run = load_run(folder / "run.yaml")
+    assert job_run.config.loadtest.workload.route == "pooling"
+    lines = (folder / "prompts.jsonl").read_text().splitlines()
+    assert len(lines) == 160  # both answers of each of the 80 held-out pairs
+    for chat in map(json.loads, lines):
+        assert [message["role"] for message in chat] == ["user", "assistant"]

@@ -7,6 +7,7 @@ import pytest
 from loadtest.config import SLO, LoadTestConfig
 from loadtest.judging.latency import distribution, share_of
 from loadtest.judging.objectives import latency_objective
+from loadtest.judging.server_metrics import reconcile
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.validity import left_out_warnings
 from loadtest.judging.verdict import Evidence, Judgement, judge, worst
@@ -193,6 +194,28 @@ def test_an_error_rate_counts_only_the_requests_that_count() -> None:
     assert "they count as 10" in found.problems[0]
     objective = found.objectives[0]
     assert objective.num_needed is not None and objective.num_needed > 1000
+
+
+def test_near_a_limit_the_requests_of_a_steady_share_are_named() -> None:
+    # Wilson's interval of 0.5 % ends at 1 % with 1.96^2 * 0.01 * 0.99 / 0.005^2 = 1,521 requests.
+    few = measured(1000, num_succeeded=995, num_failed=5, failed=share(5, 1000))
+    (objective,) = verdict(few, max_error_rate=0.01).objectives
+    assert "at least 1001 requests, and about 1,500 if the share stays" in str(objective.reason)
+    more = measured(1600, num_succeeded=1592, num_failed=8, failed=share(8, 1600))
+    assert verdict(more, max_error_rate=0.01).verdict == "PASS"
+    at_limit = measured(1000, num_succeeded=990, num_failed=10, failed=share(10, 1000))
+    (objective,) = verdict(at_limit, max_error_rate=0.01).objectives
+    assert "and more as long as the share is at the limit" in str(objective.reason)
+
+
+def test_an_answer_that_comes_whole_is_reconciled_once() -> None:
+    server: dict[str, float | None] = {
+        "generation_tokens": 0.0, "mean_ttft_s": 1.0, "mean_e2e_s": 1.0,
+    }  # fmt: skip
+    rows, warnings = reconcile(server, {**server, "mean_ttft_s": 1.5, "mean_e2e_s": 1.5})
+    assert [row.name for row in rows] == ["generation_tokens", "mean_e2e_s"]
+    (warning,) = warnings
+    assert warning.startswith("mean_e2e_s: 1.5 s by the client, 1 by the server (+50%)")
 
 
 GOODPUT: dict[str, Any] = {"goodput_e2e_s": 1.0, "min_goodput_share": 0.9, "max_error_rate": None}
