@@ -13,6 +13,7 @@ import pytest
 from loadtest import report_text
 from loadtest.client.prepare import make_plan
 from loadtest.client.processes import run_workers
+from loadtest.config import DEFAULT_MAX_TOKENS
 from loadtest.measure import judged
 from tests.integration.loadtest.small import config, report_of
 from tuneline.core.artifact import open_artifact
@@ -34,7 +35,9 @@ def asked(*texts: str) -> list[dict[str, str]]:
 
 
 def run(known: Any, prompts: list[Any], **options: Any) -> Any:
-    settings = config(num_warmup_requests=0, timeout_s=2.0, **options)
+    settings = config(
+        num_warmup_requests=0, max_tokens=DEFAULT_MAX_TOKENS, timeout_s=2.0, **options
+    )
     scenario = settings.scenarios[0]
     plan, workload = make_plan(settings, scenario, known.endpoint, prompts, seed=0)
     return judged(settings, scenario, plan, workload, run_workers(plan, None))
@@ -70,7 +73,9 @@ def test_faults_of_a_document_have_their_classes(known: Any) -> None:
 
 
 def test_openais_client_sends_the_same_body_and_reads_the_same_vector(known: Any) -> None:
-    settings = config(workload={"route": "embeddings"}, num_warmup_requests=0)
+    settings = config(
+        workload={"route": "embeddings"}, num_warmup_requests=0, max_tokens=DEFAULT_MAX_TOKENS
+    )
     plan, _ = make_plan(settings, settings.scenarios[0], known.endpoint, [asked("a text")], seed=0)
     body = json.loads(plan.bodies[0])
     assert body == {"model": "known", "input": "a text"}
