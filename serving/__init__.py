@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
     from serving.supervisor.systemd import systemd_unit
+    from serving.trained_vectors import (
+        compare_trained_vectors,
+        prove_trained_vectors,
+        recheck_trained_vectors,
+    )
     from serving.vectors import prove_vectors
 
 __all__ = [
@@ -47,6 +52,7 @@ __all__ = [
     "check_flags",
     "compare_served",
     "compare_served_rewards",
+    "compare_trained_vectors",
     "converse",
     "converse_with_each",
     "describe_adapter",
@@ -59,9 +65,11 @@ __all__ = [
     "prove_classifier",
     "prove_rewards",
     "prove_served",
+    "prove_trained_vectors",
     "prove_vectors",
     "read_desired",
     "recheck_rewards",
+    "recheck_trained_vectors",
     "reconcile_adapters",
     "remove_adapter",
     "remove_key",
@@ -98,11 +106,14 @@ __getattr__ = lazy_face(
         "plan_container": "serving.command.arguments:plan_container",
         "prove_classifier": "serving.classifiers:prove_classifier",
         "compare_served_rewards": "serving.rewards:compare_served_rewards",
+        "compare_trained_vectors": "serving.trained_vectors:compare_trained_vectors",
         "prove_rewards": "serving.rewards:prove_rewards",
         "prove_served": "serving.parity:prove_served",
+        "prove_trained_vectors": "serving.trained_vectors:prove_trained_vectors",
         "prove_vectors": "serving.vectors:prove_vectors",
         "read_desired": "serving.adapters.reconcile:read_desired",
         "recheck_rewards": "serving.rewards:recheck_rewards",
+        "recheck_trained_vectors": "serving.trained_vectors:recheck_trained_vectors",
         "reconcile_adapters": "serving.adapters.reconcile:reconcile_adapters",
         "remove_adapter": "serving.adapters.client:remove_adapter",
         "remove_key": "serving.command.keys:remove_key",

@@ -229,6 +229,11 @@ class ServingConfig(StrictModel):
         return "pooling" if "pooling" in self.routes else "classify"
 
     @property
+    def vector_route(self) -> str:
+        """Return the route by which the vectors of an embedding model are asked."""
+        return "v1/embeddings" if "embeddings" in self.routes else "pooling"
+
+    @property
     def given_args(self) -> set[str]:
         """Return the flags of `extra_args`, each with underscores and without leading hyphens;
         `flag.key`, which sets one key of a mapping, is that flag."""

@@ -183,7 +183,7 @@ def compare_vectors(
         "num_equal_token_counts": len(counts) - len(differ),
         "dimensions": len(own[0]),
         "recipe": recipe.words,
-        "min_cosine": min((_cosine(a, b) for a, b in pairs), default=None),
+        "min_cosine": min((cosine_of(a, b) for a, b in pairs), default=None),
         "max_difference": max((abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True)),
                               default=None),
         "max_relative_difference": largest if served and math.isfinite(largest) else None,
@@ -210,7 +210,7 @@ def _shares(
         if len(mine) != len(served) or not all(map(math.isfinite, served)):
             return math.inf, math.inf
         largest = max(largest, math.dist(mine, served) / (math.hypot(*mine) or 1.0))
-    cosines = map(_cosine, own, _turned(own))
+    cosines = map(cosine_of, own, _turned(own))
     shifts = [abs(mine - score) / 2 for mine, score in zip(cosines, scores or (), strict=False)]
     # No comparison with NaN is true, so it would be lost in a maximum.
     shift = max(shifts, default=0.0) if all(map(math.isfinite, shifts)) else math.inf
@@ -222,7 +222,8 @@ def _turned(values: Sequence[Any]) -> list[Any]:
     return [*values[1:], *values[:1]]
 
 
-def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
+def cosine_of(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the cosine of two vectors; 0 if one has no length."""
     lengths = math.hypot(*a) * math.hypot(*b)
     return sum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
 
@@ -296,7 +297,7 @@ def _asking(
 
     def ask_at(route: str, text: str) -> tuple[list[float], int]:
         answer = post(route, {"input": text, "encoding_format": "float"})
-        return _read_answer(answer, route_url(endpoint, route))
+        return read_answer(answer, route_url(endpoint, route))
 
     def score(texts: tuple[str, str]) -> float:
         answer = post(SCORE, {"queries": texts[0], "documents": [texts[1]]})
@@ -336,7 +337,7 @@ def first_route(routes: Sequence[str], ask: Callable[[str], object]) -> str | No
     return None
 
 
-def _read_answer(answer: Any, url: str) -> tuple[list[float], int]:
+def read_answer(answer: Any, url: str) -> tuple[list[float], int]:
     """Return the vector in an answer of any route, and the number of tokens."""
     try:
         (entry,) = answer["data"]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from training.evaluation.metrics.ready import require_metrics
     from training.evaluation.preferences import evaluate_preferences
     from training.evaluation.report.report import report_evaluations
+    from training.evaluation.retrieval import evaluate_retrieval
     from training.evaluation.suspects import find_suspects
     from training.heldout import answered_rows, prompted_rows, require_heldout
     from training.launch.place import is_follower
@@ -75,6 +76,7 @@ __all__ = [
     "evaluate_endpoint",
     "evaluate_model",
     "evaluate_preferences",
+    "evaluate_retrieval",
     "evaluation_figures",
     "find_heldout",
     "find_suspects",
@@ -134,6 +136,7 @@ __getattr__ = lazy_face(
         "evaluate_endpoint": "training.evaluation.evaluate:evaluate_endpoint",
         "evaluate_model": "training.evaluation.evaluate:evaluate_model",
         "evaluate_preferences": "training.evaluation.preferences:evaluate_preferences",
+        "evaluate_retrieval": "training.evaluation.retrieval:evaluate_retrieval",
         "measure_forgetting": "training.evaluation.forgetting.suite:measure_forgetting",
         "find_heldout": "training.data.sources:find_heldout",
         "measure_data": "training.data.measure:measure_data",

@@ -51,11 +51,7 @@ def check_data(
     require_hardware(config)
     require_schedule(config)
     tokenizer = load_tokenizer(base.path)
-    today = datetime.datetime.now(datetime.UTC).date()
-    settings = data.template_settings(today)
-    template = chosen_template(tokenizer, base.name, settings)
-    set_template(tokenizer, base.name, settings)
-    stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
+    template, stop_ids = _set_template(config, base, data, tokenizer)
     config = config.model_copy(update={"method": config.method.resolved(relative_to)})
     method = find_method(config.method)
     require_metric(config, method)
@@ -83,9 +79,10 @@ def check_data(
                 longest = max(longest, len(token_ids))
                 if source is not heldout:
                     seen.update(token_ids)
-                if example.num_trained_tokens:
+                if template is not None and example.num_trained_tokens:
                     last.add(tokenizer.decode(token_ids[-1]))
-        dated = dated or writes_date(tokenizer, template, (row.prompt for row in rows))
+        if template is not None and not dated:
+            dated = writes_date(tokenizer, template, (row.prompt for row in rows))
         examples = "" if len(rendered) == len(rows) else f", {len(rendered):,} examples"
         found[f"data {name}"] = f"{len(rows):,} rows{examples}"
     method.check(config, train_rows, ", ".join(source.config.path for source in train))
@@ -93,11 +90,24 @@ def check_data(
     require_trainer(config, tokenizer, some[:2])
     found |= _template_said(data, sorted(last), dated=dated)
     found["method"] = f"{config.method.type}: {method.result}"
-    processes = launch_line(config)
-    found |= {"processes": processes} if processes else {}
+    if processes := launch_line(config):
+        found["processes"] = processes
     found["longest row"] = f"{longest:,} of at most {config.max_length:,} tokens"
     require_context(base, longest, config.method.num_sampled_tokens)
     return found | require_fit(longest)
+
+
+def _set_template(
+    config: TrainingConfig, base: ModelSource, data: DataConfig, tokenizer: Any
+) -> tuple[str | None, Sequence[int]]:
+    """Give the tokenizer the chat template of the run, and return it with the stop tokens; None
+    for a method without conversations."""
+    if not config.method.renders_chats:
+        return None, ()
+    settings = data.template_settings(datetime.datetime.now(datetime.UTC).date())
+    template = chosen_template(tokenizer, base.name, settings)
+    set_template(tokenizer, base.name, settings)
+    return template, served_stop_ids(base.path, tokenizer, config.eos_token)
 
 
 def _kept(source: Any, data: DataConfig, limit: LengthLimit | None) -> Iterator[Row]:

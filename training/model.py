@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,9 @@ from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.models.load import damage_named, load_network
 from tuneline.models.source import ModelSource
+from tuneline.models.vectors import load_encoder
 
-TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
+TaskType = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
 SCORE_WEIGHT = "score.weight"
 """The tensor of a reward model's linear layer."""
 
@@ -73,7 +75,7 @@ def load_base(
         attention: The implementation by transformers' name. A network that has no `sdpa` is loaded
             with its own.
         task_type: `SEQ_CLS` gives the model one score in place of the next token, from a new linear
-            layer with random weights.
+            layer with random weights; `FEATURE_EXTRACTION` leaves the head out.
 
     Args:
         in_4bit: Whether bitsandbytes keeps the linear layers in NF4; they compute in `dtype`.
@@ -83,8 +85,7 @@ def load_base(
     """
     # transformers takes sdpa by itself, and eager attention if a network has no sdpa.
     options: dict[str, Any] = {} if attention == "sdpa" else {"attn_implementation": attention}
-    if task_type != "CAUSAL_LM":
-        options["load"] = load_scorer
+    options["load"] = LOADERS[task_type]
     what = f"base model {base.name}"
     if not in_4bit:
         return load_network(base.path, dtype, what=what, **options).to(device())
@@ -117,6 +118,12 @@ def load_scorer(folder: Path, **options: Any) -> tuple[Any, Any]:
     return network, info
 
 
+LOADERS: dict[TaskType, Callable[..., tuple[Any, Any]] | None] = {
+    "CAUSAL_LM": None, "SEQ_CLS": load_scorer, "FEATURE_EXTRACTION": load_encoder,
+}  # fmt: skip
+"""The loader of each task, as `load_network` takes it."""
+
+
 def load_tuned(
     base: ModelSource,
     adapter: Artifact | Path,
@@ -145,8 +152,8 @@ def load_tuned(
             hint="Give the base model that the adapter was trained on.",
         )
     if adapter.kind == "model":
-        load = load_scorer if task_type == "SEQ_CLS" else None
-        whole = load_network(folder, dtype, what=f"trained model {folder}", load=load)
+        what = f"trained model {folder}"
+        whole = load_network(folder, dtype, what=what, load=LOADERS[task_type])
         return whole.to(device()).eval()
     in_4bit = bool(manifest.config.get("load_in_4bit"))
     model = load_base(base, dtype, task_type=task_type, in_4bit=in_4bit)

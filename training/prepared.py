@@ -48,7 +48,7 @@ class Prepared:
 
     Attributes:
         rendering: How conversations are rendered.
-        template: The trained model's chat template.
+        template: The trained model's chat template; None if it has no use for one.
         rows: The rows of each file, as they were read.
         train_rows: The training rows, as the method renders them.
         heldout_rows: The held-out rows, as the method renders them.
@@ -64,7 +64,7 @@ class Prepared:
     method: Method
     tokenizer: Any
     rendering: TemplateSettings
-    template: str
+    template: str | None
     stop_ids: Sequence[int]
     rows: dict[str, list[Row]]
     train_rows: Sequence[Any]
@@ -116,8 +116,11 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     require_metric(config, method)
     tokenizer = load_tokenizer(base.path)
     rendering = dataset_settings(dataset)
-    template = set_template(tokenizer, base.name, rendering)
-    stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
+    template: str | None = None
+    stop_ids: Sequence[int] = ()
+    if config.method.renders_chats:
+        template = set_template(tokenizer, base.name, rendering)
+        stop_ids = served_stop_ids(base.path, tokenizer, config.eos_token)
     rows = {file: dataset_rows(dataset, file) for file in (TRAIN_FILE, HELDOUT_FILE)}
     for file, found in rows.items():
         require_kinds(config.method, found, file)
@@ -136,7 +139,7 @@ def prepare_training(config: TrainingConfig, dataset: Artifact, base: ModelSourc
     require_context(base, max(lengths, default=0), sampled)
     lengths = [length + sampled for length in lengths]
     trained = [row.num_trained_tokens or sampled for row in train_rows]
-    sharing = expected_sharing(config, examples)
+    sharing = expected_sharing(config, examples) if config.method.renders_chats else None
     if (
         sharing
         and not sharing.whole_because

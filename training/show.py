@@ -9,7 +9,7 @@ from training.config import DataConfig, TrainingConfig
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
 from training.model import quiet_libraries
-from training.rendering.show import ShownExample, show_row
+from training.rendering.show import ShownExample, show_row, show_texts
 from tuneline.core.errors import DataError
 from tuneline.models.chat import set_template
 from tuneline.models.source import ModelSource
@@ -43,6 +43,8 @@ def show_data(
             pass
         raise DataError(f"{where}: row {number:,} cannot be read, and data.bad_rows drops it")
     tokenizer = load_tokenizer(base.path)
+    if row.is_query:
+        return show_texts(tokenizer, row, training.method.prompts(base.path))
     today = datetime.datetime.now(datetime.UTC).date()
     set_template(tokenizer, base.name, data.template_settings(today))
     stop_ids = served_stop_ids(base.path, tokenizer, training.eos_token)

@@ -215,10 +215,7 @@ def _train(
                 "trained": trained,
                 "left_out": prepared.without,
                 "base_dtype": computed_dtype("auto", base),
-                **date_facts(
-                    prepared.tokenizer, prepared.template,
-                    [row.prompt for row in prepared.rows[TRAIN_FILE]], prepared.rendering.date,
-                ),
+                **_date_facts(prepared),
             }
         )  # fmt: skip
         if config.load_in_4bit:
@@ -228,6 +225,14 @@ def _train(
     if reasons and kind == "adapter":
         logger.warning("  this adapter can be served merged only: %s", "; ".join(reasons))
     return open_artifact(out, kind=kind)
+
+
+def _date_facts(prepared: Prepared) -> dict[str, Any]:
+    """Return the day that the chat template writes; nothing without a template."""
+    if prepared.template is None:
+        return {}
+    prompts = [row.prompt for row in prepared.rows[TRAIN_FILE]]
+    return date_facts(prepared.tokenizer, prepared.template, prompts, prepared.rendering.date)
 
 
 def _run(

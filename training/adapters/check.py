@@ -17,7 +17,7 @@ from training.adapters.trainable import require_fits
 from training.config import TrainingConfig
 from training.loop.packing import require_rows_apart, small_network
 from training.methods import find_method
-from training.model import load_scorer, quiet_libraries
+from training.model import LOADERS, quiet_libraries
 from tuneline.core.errors import ConfigError
 from tuneline.models.load import load_network
 from tuneline.models.source import ModelSource
@@ -46,7 +46,7 @@ def check_targets(
     quiet_libraries()
     what = f"base model {base.name}"
     task_type = find_method(config.method).task_type
-    load = None if task_type == "CAUSAL_LM" else load_scorer
+    load = LOADERS[task_type]
     model = load_network(base.path, torch.float32, what=what, device_map="meta", load=load)
     require_fits(config, base.path, model)
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -12,12 +12,14 @@ from training.adapters.companion_files import write_companion_files
 from training.adapters.lora import add_lora, write_lora
 from training.adapters.reach import Reached, left_out, pattern_of, reached
 from training.config import TrainingConfig
+from training.config.method import EmbeddingConfig
 from training.model import TaskType, load_base, resolve_dtype
 from tuneline.core.errors import ConfigError
 from tuneline.models.folder import CONFIG, read_json, write_json
 from tuneline.models.own_code import leave_code_out
 from tuneline.models.schemas import ModelConfig
 from tuneline.models.source import ModelSource
+from tuneline.models.vectors import read_recipe, write_recipe
 
 MAX_SHARD_SIZE = "5GB"
 
@@ -57,7 +59,7 @@ def write_trained(
     model: Any,
     base: ModelSource,
     folder: Path,
-    template: str,
+    template: str | None,
     stop_ids: Sequence[int],
 ) -> None:
     """Write the adapter or the whole model, with the files that serving needs.
@@ -77,6 +79,9 @@ def write_trained(
                 now[key] = was[key]
         write_json(folder / CONFIG, leave_code_out(now, base.path / CONFIG, base.path))
     write_companion_files(base.path, folder, template, stop_ids)
+    if isinstance(config.method, EmbeddingConfig):
+        recipe = read_recipe(base.path, pooling=config.method.pooling)
+        write_recipe(base.path, folder, recipe, config.method.prompts(base.path))
 
 
 def four_bit_figures(model: Any) -> dict[str, Any]:

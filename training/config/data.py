@@ -26,6 +26,11 @@ ShapeName = Literal[
     "compared",
     "arena",
     "label",
+    "retrieval",
+    "retrieval-lists",
+    "triplet",
+    "flag-embedding",
+    "tevatron",
     "prompt",
     "text",
 ]

@@ -63,6 +63,10 @@ class TrainingConfig(TrackingConfig, CheckpointConfig, TrainerConfig, AdapterCon
                 "method: a reward model is trained with LoRA on the plain base; remove "
                 "finetuning_type and load_in_4bit"
             )
+        if self.method.type == "embedding" and self.load_in_4bit:
+            raise ValueError(
+                "method: an embedding model is trained on the plain base; remove load_in_4bit"
+            )
         return self
 
     @model_validator(mode="after")

@@ -31,6 +31,7 @@ TARGETS: dict[str, Kind] = {
     "label": "label",
     "prompt": "prompt",
     "text": "text",
+    "retrieval": "retrieval",
 }
 """Each form that can be written, and the kind of its rows."""
 

@@ -80,7 +80,7 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
         )
     [kind] = kinds
     named: str | None = config.chat_template
-    if kind != "text":
+    if kind not in ("text", "retrieval"):
         if tokenizer.chat_template is None and named is None:
             named = FOR_A_BASE_WITHOUT
         set_template(tokenizer, base.name, TemplateSettings(named=named))
@@ -122,6 +122,11 @@ def _lengths(tokenizer: Any, row: Row) -> tuple[int, int]:
     """Return the tokens of a row's prompt, and of its longest answer."""
     from jinja2 import TemplateError
 
+    if row.is_query:
+        sizes = [len(tokenizer(text)["input_ids"]) for side in row.passages for text in side]
+        longest, query = max(sizes), len(tokenizer(row.query)["input_ids"])
+        # The texts are sequences of their own; the longest one counts.
+        return query, max(longest - query, 0)
     if row.text is not None:
         return 0, len(tokenizer(row.text)["input_ids"]) + 1
     try:

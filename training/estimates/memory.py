@@ -267,8 +267,8 @@ def _has_answer_loss(config: TrainingConfig, item_bytes: int) -> bool:
 def _logits(config: TrainingConfig, network: Network, batch: Batch, item_bytes: int) -> int:
     """Return the numbers of a step's logits that are in memory at once, copies included."""
     method, vocabulary = config.method.type, network.vocab_size
-    if method == "reward":
-        return 0  # a score in place of logits
+    if config.method.makes != "text":
+        return 0  # a score or a vector in place of logits
     only_trained = bool(gpu_names()) or _has_answer_loss(config, item_bytes)
     # SFT computes tiles too on a CPU whose head is trained and not in float32.
     if config.method.computes_tiles or (method == "sft" and not only_trained):

@@ -39,6 +39,8 @@ def estimate_sharing(
     Raises:
         TunelineError: A row or the chat template cannot be used.
     """
+    if not config.method.renders_chats:
+        return None
     quiet_libraries()
     method, tokenizer = find_method(config.method), load_tokenizer(base.path)
     set_template(tokenizer, base.name, dataset_settings(dataset))

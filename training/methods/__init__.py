@@ -26,6 +26,7 @@ KIND_TITLES: dict[Kind, str] = {
     "label": "answers with a label",
     "prompt": "prompts without an answer",
     "text": "plain text",
+    "retrieval": "queries with passages",
 }
 
 
@@ -72,8 +73,9 @@ class Method:
     choosable: tuple[str, ...] = ()
     """Columns whose held-out figure may choose the best checkpoint. A higher figure is better."""
     draws_columns: bool = False
-    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
-    """`SEQ_CLS` trains a score in place of the next token."""
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"] = "CAUSAL_LM"
+    """`SEQ_CLS` trains a score in place of the next token, `FEATURE_EXTRACTION` the states
+    themselves, in a network without a head."""
     is_answered: bool = False
     """Whether its held-out rows have an expected answer, for exact match while it trains."""
     loss_must_change: bool = True

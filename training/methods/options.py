@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from training.config import TrainingConfig
-from training.config.method import TrlOptions
+from training.config.method_options import TrlOptions
 from tuneline.core.errors import ConfigError
 
 READ_WITH: tuple[tuple[str, str, tuple[Any, ...]], ...] = (

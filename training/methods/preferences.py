@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 
 from training.config import TrainingConfig
-from training.config.method import TrlOptions
+from training.config.method_options import TrlOptions
 from training.data.row import Row
 from training.loop.batches import GroupedByLength
 from training.loop.ranks import is_first, num_ranks

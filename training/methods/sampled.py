@@ -12,7 +12,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 
 from training.config import TrainingConfig
-from training.config.method import SampledOptions, TrlOptions
+from training.config.method import SampledOptions
+from training.config.method_options import TrlOptions
 from training.data.row import Row
 from training.methods.preferences import RowMeans, check_options
 from tuneline.core.errors import ConfigError, DataError

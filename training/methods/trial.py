@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 from training.adapters.lora import add_lora
 from training.config import TrainingConfig
@@ -19,6 +19,11 @@ from training.methods import find_method
 TINY = {
     "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
     "num_key_value_heads": 1, "num_labels": 1,
+}  # fmt: skip
+
+NETWORKS = {
+    "CAUSAL_LM": LlamaForCausalLM, "SEQ_CLS": LlamaForSequenceClassification,
+    "FEATURE_EXTRACTION": LlamaModel,
 }  # fmt: skip
 
 OF_SEVERAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -38,8 +43,7 @@ def require_trainer(config: TrainingConfig, tokenizer: Any, examples: Sequence[A
         return  # a teacher would be loaded
     largest = max(max(ids) for example in examples for ids in method.sequences(example))
     network = LlamaConfig(vocab_size=max(len(tokenizer), largest + 1), **TINY)
-    is_causal = method.task_type == "CAUSAL_LM"
-    model = (LlamaForCausalLM if is_causal else LlamaForSequenceClassification)(network)
+    model = NETWORKS[method.task_type](network)
     if not is_full:
         model = add_lora(TrainingConfig(r=1), model, method.task_type)
     with _one_process(), TemporaryDirectory(prefix="tuneline-trial-") as folder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,8 +26,8 @@ class ShownExample:
     """One sequence that a row is trained with.
 
     Attributes:
-        side: `chosen` or `rejected` of a preference pair, `prompt` of a row without an answer, else
-            `answer`.
+        side: `chosen` or `rejected` of a preference pair, `prompt` of a row without an answer,
+            `query`, `positive` or `negative` of a query with passages, else `answer`.
         tokens: Its tokens in order.
     """
 
@@ -67,6 +67,23 @@ def show_row(
         ]
     only = "last_turn" if row.kind == "label" else train_on
     return [_shown(tokenizer, "answer", example) for example in rendered(row, only)]
+
+
+def show_texts(tokenizer: Any, row: Row, prompts: Mapping[str, str]) -> list[ShownExample]:
+    """Return the texts of a query with passages; a vector is made of all tokens of each.
+
+    Args:
+        prompts: The texts before a `query` and a `document`; empty for none.
+    """
+    positives, negatives = row.passages
+    texts = [("query", "query", row.query)]
+    texts += [("positive", "document", text) for text in positives]
+    texts += [("negative", "document", text) for text in negatives]
+    shown = []
+    for side, kind, text in texts:
+        ids = tokenizer(prompts.get(kind, "") + text)["input_ids"]
+        shown.append(_shown(tokenizer, side, Rendered(ids, ((0, len(ids)),), row.line)))
+    return shown
 
 
 def _shown(tokenizer: Any, side: str, example: Rendered) -> ShownExample:

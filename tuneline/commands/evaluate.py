@@ -115,8 +115,8 @@ def evaluate(
         return
     from training import evaluate_endpoint
     from tuneline.pipeline.run_config import resolve_base
+    from tuneline.pipeline.served_stages import evaluation_config
     from tuneline.pipeline.stage import DATASET
-    from tuneline.pipeline.stages import evaluation_config
     from tuneline.pipeline.up import up as up_run
 
     folder = required(out, "--out")

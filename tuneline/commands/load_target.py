@@ -43,7 +43,7 @@ class Chosen:
     def config(self) -> LoadTestConfig:
         """Return the section `loadtest` of the run, or one scenario from options."""
         from loadtest.config import quick_config
-        from tuneline.pipeline.stages import loadtest_config
+        from tuneline.pipeline.served_stages import loadtest_config
 
         if self.run_file is None:
             return quick_config(**self.quick, overrides=self.overrides or ())

@@ -58,6 +58,14 @@ def _preferences(metrics: Metrics) -> str:
     )
 
 
+def _retrieval(metrics: Metrics) -> str:
+    low, high = metrics["ndcg_difference_interval"]
+    return (
+        f"nDCG@10 {metrics['ndcg_base']:.3f} → {metrics['ndcg']:.3f} (difference {low:+.3f} to "
+        f"{high:+.3f}), {metrics['num_queries']} queries, {metrics['num_passages']} passages"
+    )
+
+
 def _evaluation(metrics: Metrics) -> str:
     return f"exact match {metrics['exact_match']:.1%} of {metrics['num_rows']}"
 
@@ -129,6 +137,16 @@ def _vectors(metrics: Metrics) -> str:
     return f"{_verdict(metrics)}, {metrics['num_texts']} texts, {metrics['recipe']}{least}"
 
 
+def _trained_vectors(metrics: Metrics) -> str:
+    if metrics["max_relative_difference"] is None:
+        return f"{_verdict(metrics)}, {metrics['num_texts']} texts"
+    return (
+        f"{_verdict(metrics)}, {metrics['num_texts']} texts, vectors within "
+        f"{metrics['max_relative_difference']:.1g} of their length, cosine at least "
+        f"{metrics['min_cosine']:.6f}"
+    )
+
+
 def _scores(metrics: Metrics) -> str:
     return (
         f"{_verdict(metrics)}, {metrics['num_texts']} texts, {metrics['num_pairs']} pairs, "
@@ -179,10 +197,14 @@ KINDS: dict[str, Kind] = {
     "forgetting": Kind(_forgetting, payload="forgetting.json"),
     "harness": Kind(_harness, payload="harness.json"),
     "preferences": Kind(_preferences, payload="preferences.jsonl"),
+    "retrieval": Kind(_retrieval, payload="retrieval.json"),
     "reference": Kind(_reference, payload="reference.jsonl"),
     "model": Kind(_model),
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),
     "reward-parity": Kind(_rewards, payload="rewards.json", verdict_file="rewards.json"),
+    "trained-vector-parity": Kind(
+        _trained_vectors, payload="vectors.json", verdict_file="vectors.json"
+    ),
     "vector-parity": Kind(_vectors, payload="vectors.json", verdict_file="vectors.json"),
     "score-parity": Kind(_scores, payload="scores.json", verdict_file="scores.json"),
     "ladder": Kind(_verdicts, payload="ladder.json"),

@@ -14,6 +14,18 @@ TRAIN_FILE = "train.jsonl"
 HELDOUT_FILE = "heldout.jsonl"
 
 
+def prompt_of(row: dict[str, Any]) -> Messages:
+    """Return the prompt of a row; a query of an embedding model is a user's message.
+
+    Raises:
+        KeyError: The row has no prompt.
+    """
+    if "query" in row:
+        return [{"role": "user", "content": row["query"]}]
+    found: Messages = row["prompt"]
+    return found
+
+
 def heldout_prompts(dataset: Artifact) -> list[ChatPrompt]:
     """Return the prompts of a dataset's held-out rows as requests, in order, without answers.
 
@@ -23,7 +35,21 @@ def heldout_prompts(dataset: Artifact) -> list[ChatPrompt]:
         NotAnArtifactError: A line is not a row.
         DataError: No row has a prompt.
     """
-    return _requests(dataset, lambda row: [row["prompt"]], "a prompt")
+    return _requests(dataset, lambda row: [prompt_of(row)], "a prompt")
+
+
+def heldout_queries(dataset: Artifact, before: str) -> list[ChatPrompt]:
+    """Return a dataset's held-out queries as requests, each after the text `before`.
+
+    Raises:
+        NotAnArtifactError: A line is not a query.
+        DataError: No row is a query.
+    """
+
+    def asked(row: dict[str, Any]) -> list[Messages]:
+        return [[{"role": "user", "content": before + row["query"]}]]
+
+    return _requests(dataset, asked, "a query")
 
 
 def heldout_conversations(dataset: Artifact) -> list[ChatPrompt]:

@@ -268,12 +268,19 @@ class Release(StrictModel):
     @property
     def task(self) -> str:
         """Return the Hub's name of what the model does."""
-        return "text-classification" if self.gives_scores else "text-generation"
+        return {"reward": "text-classification", "embedding": "feature-extraction"}.get(
+            self.method, "text-generation"
+        )
 
     @property
-    def gives_scores(self) -> bool:
-        """Return whether the model is a reward model."""
-        return bool(self.config.get("training", {}).get("method", {}).get("type") == "reward")
+    def gives(self) -> str:
+        """Return what the model answers with."""
+        return {"reward": "score", "embedding": "vector"}.get(self.method, "text")
+
+    @property
+    def method(self) -> str:
+        """Return the type of the training method."""
+        return str(self.config.get("training", {}).get("method", {}).get("type"))
 
     def failed(self) -> list[Gate]:
         """Return the gates that stop the release."""

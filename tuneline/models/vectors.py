@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.core.errors import ArtifactError
-from tuneline.models.companion_files import MODULES
-from tuneline.models.folder import CONFIG, WEIGHTS, read_json
+from tuneline.models.companion_files import MODULES, SENTENCE_FILES, SENTENCE_FOLDERS
+from tuneline.models.folder import CONFIG, WEIGHTS, read_json, write_json
 from tuneline.models.load import damage_named, load_network
+from tuneline.models.own_code import copy_without_code
+from tuneline.models.prompts import PROMPTS_FILE
 from tuneline.models.schemas import ModelConfig
 from tuneline.models.tokenizer import load_tokenizer
 
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 
 TEXT_CLASSES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ChatModel")
 """How the names of classes that write text end."""
+
+_TOKENS = {
+    "cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens",
+    "mean_sqrt_len": "mean_sqrt_len_tokens", "weightedmean": "weightedmean_tokens",
+}  # fmt: skip
+"""The modes whose key of a Pooling module has another name."""
 
 Pool = Callable[["Tensor"], "Tensor"]
 """`pool(states)`: one vector from the states of a text's tokens, of shape (tokens, dimensions)."""
@@ -67,16 +75,21 @@ class Recipe:
         return f"{self.pooling} pooling{layers}, {'' if self.is_normalized else 'not '}normalized"
 
 
-def read_recipe(folder: Path) -> Recipe:
+def read_recipe(folder: Path, *, pooling: str | None = None) -> Recipe:
     """Return how a model folder makes vectors.
+
+    Args:
+        pooling: A mode of POOLINGS in the place of the folder's own.
 
     Raises:
         ArtifactError: The folder does not say it, or has a module that is not known here.
     """
-    names = read_json(folder / CONFIG, ModelConfig).get("architectures") or []
     if not (folder / MODULES).is_file():
+        names = read_json(folder / CONFIG, ModelConfig).get("architectures") or []
         if any(name.endswith(TEXT_CLASSES) for name in names):
-            return Recipe("lasttoken", is_normalized=True)
+            return Recipe(pooling or "lasttoken", is_normalized=True)
+        if pooling is not None:
+            return Recipe(pooling, is_normalized=True)
         raise ArtifactError(
             f"{folder}: has no {MODULES}, so nothing says how its vectors are made; expected a "
             "folder of sentence-transformers",
@@ -95,7 +108,7 @@ def read_recipe(folder: Path) -> Recipe:
     values = read_json(file) if file.is_file() else {}
     limit = values.get("max_seq_length")
     return Recipe(
-        _mode_of(folder / poolings[0] / CONFIG),
+        pooling or _mode_of(folder / poolings[0] / CONFIG),
         is_normalized=any(kind == "Normalize" for kind, _ in modules),
         dense=tuple(path for kind, path in modules if kind == "Dense"),
         lowers_case=values.get("do_lower_case") is True,
@@ -137,6 +150,65 @@ def _mode_of(path: Path) -> str:
     return named[0]
 
 
+def write_recipe(base: Path, folder: Path, recipe: Recipe, prompts: Mapping[str, str]) -> None:
+    """Write how a trained model makes vectors, as sentence-transformers reads it.
+
+    The base's own files are copied; pooling and prompts are those of the training.
+
+    Args:
+        prompts: The text before each `query` and each `document`.
+
+    Raises:
+        ArtifactError: A file of the base cannot be read.
+    """
+    has_modules = (base / MODULES).is_file()
+    if has_modules:
+        names = [base / name for name in SENTENCE_FILES if (base / name).is_file()]
+        names += [path for pattern in SENTENCE_FOLDERS for path in sorted(base.glob(pattern))]
+        for path in names:
+            out = folder / path.parent.relative_to(base)
+            out.mkdir(exist_ok=True)
+            copy_without_code(path, out, base)
+    else:
+        kinds = [("Transformer", ""), ("Pooling", "1_Pooling")]
+        kinds += [("Normalize", "2_Normalize")] if recipe.is_normalized else []
+        modules = [
+            {
+                "idx": place, "name": str(place), "path": path,
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for place, (kind, path) in enumerate(kinds)
+        ]  # fmt: skip
+        text = json.dumps(modules, indent=2) + "\n"
+        (folder / MODULES).write_text(text, encoding="utf-8")
+    pooling = "1_Pooling"
+    if has_modules:
+        pooling = next(path for kind, path in _read_modules(base) if kind == "Pooling")
+    if not has_modules or read_recipe(base).pooling != recipe.pooling:
+        (folder / pooling).mkdir(exist_ok=True)
+        values = {
+            "word_embedding_dimension": _dimensions(base),
+            **{f"pooling_mode_{_TOKENS.get(mode, mode)}": mode == recipe.pooling
+               for mode in POOLINGS},
+            "include_prompt": True,
+        }  # fmt: skip
+        write_json(folder / pooling / CONFIG, values)
+    path = folder / PROMPTS_FILE
+    known = read_json(path) if path.is_file() else {"default_prompt_name": None}
+    if prompts != dict.fromkeys(prompts, "") or "prompts" in known:
+        own = {**(known.get("prompts") or {}), **prompts}
+        write_json(path, {**known, "prompts": own})
+
+
+def _dimensions(folder: Path) -> int:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    return int(config.get_text_config().hidden_size)
+
+
 @dataclass(frozen=True)
 class States:
     """The states of one text's tokens, of shape (tokens, dimensions)."""
@@ -152,11 +224,9 @@ def load_states(folder: Path, recipe: Recipe) -> Callable[[str, bool], States]:
         ArtifactError: transformers cannot load the folder.
     """
     import torch
-    import transformers
 
     tokenizer = load_tokenizer(folder)
-    load = _without_pooler(transformers.AutoModel.from_pretrained)
-    network = load_network(folder, torch.float32, what=str(folder), load=load)
+    network = load_network(folder, torch.float32, what=str(folder), load=load_encoder)
 
     def states_of(text: str, special: bool) -> States:
         words = text.lower() if recipe.lowers_case else text
@@ -168,16 +238,18 @@ def load_states(folder: Path, recipe: Recipe) -> Callable[[str, bool], States]:
     return states_of
 
 
-def _without_pooler(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the loader without the tensors of BERT's pooler among the missing ones: no vector
-    needs that layer, and many folders lack it."""
+def load_encoder(folder: Path, **options: Any) -> tuple[Any, Any]:
+    """Load a folder as a network without a head, called like `from_pretrained`.
 
-    def loaded(*args: Any, **options: Any) -> tuple[Any, Any]:
-        network, info = load(*args, **options)
-        missing = [one for one in info["missing_keys"] if not str(one).startswith("pooler.")]
-        return network, {**info, "missing_keys": missing}
+    BERT's pooler is left out: no vector needs that layer, and many folders lack it.
+    """
+    import transformers
 
-    return loaded
+    network, info = transformers.AutoModel.from_pretrained(folder, **options)
+    if getattr(network, "pooler", None) is not None:
+        network.pooler = None
+    missing = [one for one in info["missing_keys"] if not str(one).startswith("pooler.")]
+    return network, {**info, "missing_keys": missing}
 
 
 def load_dense(folder: Path, recipe: Recipe) -> Pool:
@@ -205,7 +277,9 @@ def load_dense(folder: Path, recipe: Recipe) -> Pool:
 
     def apply(vector: Tensor) -> Tensor:
         for weight, bias, activation in layers:
-            vector = activation(torch.nn.functional.linear(vector, weight, bias))
+            moved = bias if bias is None else bias.to(vector.device)
+            linear = torch.nn.functional.linear(vector, weight.to(vector.device), moved)
+            vector = activation(linear)
         return vector
 
     return apply
@@ -215,3 +289,27 @@ def vector_of(states: Tensor, recipe: Recipe, dense: Pool) -> Tensor:
     """Return the vector that a recipe makes of a text's states."""
     vector = dense(POOLINGS[recipe.pooling](states))
     return vector / vector.norm().clamp_min(1e-12) if recipe.is_normalized else vector
+
+
+def pooled(states: Tensor, mask: Tensor, recipe: Recipe, dense: Pool) -> Tensor:
+    """Return the vectors of a batch, of shape (texts, dimensions), as `vector_of` makes each.
+
+    Args:
+        states: Of shape (texts, tokens, dimensions), padded on the right.
+        mask: Of shape (texts, tokens): 1 where a text has a token.
+    """
+    import torch
+
+    if recipe.pooling == "cls":
+        found = states[:, 0]
+    elif recipe.pooling == "lasttoken":
+        last = mask.sum(1) - 1
+        found = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+    else:
+        pool = POOLINGS[recipe.pooling]
+        sizes = mask.sum(1).tolist()
+        found = torch.stack([pool(one[:size]) for one, size in zip(states, sizes, strict=True)])
+    vectors = dense(found)
+    if not recipe.is_normalized:
+        return vectors
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -21,10 +21,10 @@ from tuneline.pipeline.search_checks import (
     search_line,
     untrainable,
 )
+from tuneline.pipeline.served_stages import evaluation_config
 from tuneline.pipeline.server import require_served_weights
 from tuneline.pipeline.stage import DATASET
 from tuneline.pipeline.stage_inputs import workload_inputs
-from tuneline.pipeline.stages import evaluation_config
 from tuneline.pipeline.targets import require_targets
 from tuneline.pipeline.up import lock_run, make_dataset, require_dataset
 

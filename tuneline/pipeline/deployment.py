@@ -26,7 +26,7 @@ from tuneline.pipeline.plan import current
 from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import model_source, served_formats
-from tuneline.pipeline.stage import DATASET, MODEL, PREFERENCES, REFERENCE
+from tuneline.pipeline.stage import DATASET, MODEL, PREFERENCES, REFERENCE, RETRIEVAL
 
 NUM_PROMPTS = 32
 """Prompts of the reference that a smoke test sends: few enough for seconds, and enough that one
@@ -94,14 +94,18 @@ def _read_ready(url: str) -> dict[str, Any]:
 
 def prove_pod(run: Run, manifests: Manifests, key: str | None) -> Check:
     """Return a check that a server is the released one: the digest that it states, its names, and
-    its answers to prompts of the reference, by the openai client. Of a reward model, the scores.
+    its answers to prompts of the reference, by the openai client. Of a reward model, the scores;
+    of an embedding model, the vectors.
 
     Raises:
-        NotAnArtifactError: The reference, or the reward model's evaluation, is stale.
+        NotAnArtifactError: The reference, or the evaluation of such a model, is stale.
     """
-    scores = run.config.serving.pools
-    compare = _compare_scores if scores else _compare_answers
-    model, truth = current(run, MODEL, PREFERENCES if scores else REFERENCE)
+    known, compare = {
+        "text": (REFERENCE, _compare_answers),
+        "scores": (PREFERENCES, _compare_scores),
+        "vectors": (RETRIEVAL, _compare_vectors),
+    }[run.config.training.method.makes]
+    model, truth = current(run, MODEL, known)
     states_digest = require_digest(manifests.model_digest)
 
     def check(url: str) -> None:
@@ -141,6 +145,33 @@ def _compare_scores(run: Run, model: Artifact, preferences: Artifact, endpoint: 
             f"{found['limit']:g} is allowed"
         )
     logger.info("  %d scores are the trained model's, within %s", NUM_PROMPTS, differ)
+
+
+def _compare_vectors(run: Run, model: Artifact, evaluation: Artifact, endpoint: Endpoint) -> None:
+    """Compare vectors of texts with those of the trained embedding model.
+
+    Raises:
+        VerdictError: They differ by more than the number format explains.
+    """
+    from serving import compare_trained_vectors
+
+    serving = run.config.serving
+    found, _ = compare_trained_vectors(
+        serving.parity,
+        evaluation,
+        endpoint,
+        route=serving.vector_route,
+        formats=served_formats(serving, model_source(model)),
+        num_texts=NUM_PROMPTS,
+    )
+    if found["verdict"] != Verdict.PASS:
+        raise VerdictError(
+            f"the vectors of the server are not the trained model's: {'; '.join(found['problems'])}"
+        )
+    logger.info(
+        "  %d vectors are the trained model's, within %.2g of their length",
+        found["num_texts"], found["max_relative_difference"],
+    )  # fmt: skip
 
 
 def _compare_answers(run: Run, model: Artifact, reference: Artifact, endpoint: Endpoint) -> None:
@@ -201,7 +232,7 @@ def compare_speeds(
         )
     from loadtest import compare_endpoints
     from tuneline.core.dataset import heldout_prompts
-    from tuneline.pipeline.stages import loadtest_config
+    from tuneline.pipeline.served_stages import loadtest_config
 
     if any(out.glob("weight-*")):
         raise ArtifactError(

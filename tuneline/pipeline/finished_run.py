@@ -15,10 +15,10 @@ from tuneline.core.messages import ChatPrompt
 from tuneline.pipeline.heldout import load_prompts
 from tuneline.pipeline.plan import current
 from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.pipeline.served_stages import loadtest_config
 from tuneline.pipeline.server import LazyServer, Served, served, served_stage
 from tuneline.pipeline.stage import DATASET, Made
 from tuneline.pipeline.stage_inputs import served_inputs
-from tuneline.pipeline.stages import loadtest_config
 from tuneline.pipeline.up import lock_run
 
 

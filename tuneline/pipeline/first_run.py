@@ -33,7 +33,9 @@ FEW_ROWS = 500
 LEAST_STEPS = 200
 """Steps that a new adapter gets by more epochs, if the rows are few."""
 MOST_EPOCHS = 10
-LEARNED_ANEW = ("answer", "text")
+LEARNED_ANEW = ("answer", "text", "retrieval")
+LEAST_COMPARED, COMPARED_PER_STEP = 32, 64
+"""Queries of a step of an embedding model, which are compared with the passages of all."""
 """Kinds of rows that teach something new. Preferences and rewards move a model a little."""
 USUAL_WIDTH = 2048
 """The hidden size from which on the default learning rate fits."""
@@ -81,11 +83,12 @@ def _data_reason(facts: DataFacts) -> str:
     counted = "" if facts.num_measured == facts.counts.num_kept else (
         f" (of a random sample of {facts.num_measured:,} rows)"
     )  # fmt: skip
+    parts = ("query", "passage") if facts.kind == "retrieval" else ("prompt", "answer")
     left = f" Not trained on: the columns {', '.join(facts.other_columns[:8])}."
     return (
         f"{facts.counts.num_kept:,} rows of kind {facts.kind}. In tokens{counted}: the longest row "
-        f"has {facts.longest:,}, 95 % have at most {facts.usual:,}; the longest prompt has "
-        f"{facts.longest_prompt:,} and the longest answer {facts.longest_answer:,}."
+        f"has {facts.longest:,}, 95 % have at most {facts.usual:,}; the longest {parts[0]} "
+        f"has {facts.longest_prompt:,} and the longest {parts[1]} {facts.longest_answer:,}."
         + (left if facts.other_columns else "")
     )
 
@@ -144,9 +147,42 @@ def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> 
             "longer context."
         )
     rows_per_step = min(ROWS_PER_STEP, max(rows // STEPS_PER_EPOCH, 2))
+    if facts.kind == "retrieval":
+        rows_per_step = min(COMPARED_PER_STEP, max(rows // STEPS_PER_EPOCH, LEAST_COMPARED), rows)
     if facts.kind == "prompt":
         rows_per_step = ROWS_PER_STEP  # a multiple of the answers per prompt
     batch, memory, automatic = _batch(methods, max_length, rows_per_step, base)
+    accumulation = max(rows_per_step // batch, 1)
+    steps = -(-num_trained // (batch * accumulation))
+    trained = [
+        *methods,
+        Choice("training.max_length", max_length, f"Fits {fits}"),
+        *_learning_rate(facts, base, methods),
+        *_epochs(facts, steps),
+        Choice("training.per_device_train_batch_size", batch, memory),
+        Choice(
+            "training.gradient_accumulation_steps",
+            accumulation,
+            f"{batch * accumulation} rows per step, so that an epoch has about {steps:,} steps.",
+        ),
+        *automatic,
+    ]
+    if facts.kind == "retrieval":
+        return [*trained, *_served_vectors(base, max_length), *_client_lag()]
+    return [*trained, *_answer_choices(facts, base, wanted, slack, sampled)]
+
+
+def _answer_choices(
+    facts: DataFacts, base: ModelSource, wanted: float, slack: float, sampled: int
+) -> list[Choice]:
+    """Return how long answers are in evaluation, proof, server and load test.
+
+    Args:
+        wanted: Tokens of the longest row and of what the method adds to it.
+        slack: Above 1 if the rows that were measured are a sample.
+        sampled: Tokens that the method adds to a row in training.
+    """
+    context = context_length(base.path) or UNLIMITED_CONTEXT
     new_tokens = _up(max(facts.longest_answer * slack, sampled, 16) * 1.25, 16)
     answered = "A quarter more than the longest answer."
     room = context // 2 if wanted > context else context - int(facts.longest_prompt * slack)
@@ -155,19 +191,7 @@ def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> 
     served = min(_up(facts.longest_prompt * slack + new_tokens, 64), context)
     if wanted > context:
         served = context
-    accumulation = max(rows_per_step // batch, 1)
-    steps = -(-num_trained // (batch * accumulation))
     return [
-        *methods,
-        Choice("training.max_length", max_length, f"Fits {fits}"),
-        *_learning_rate(facts, base),
-        *_epochs(facts, steps),
-        Choice("training.per_device_train_batch_size", batch, memory),
-        Choice(
-            "training.gradient_accumulation_steps", accumulation,
-            f"{batch * accumulation} rows per step, so that an epoch has about {steps:,} steps.",
-        ),
-        *automatic,
         Choice("evaluation.max_new_tokens", new_tokens, answered),
         Choice("reference.max_new_tokens", min(new_tokens, 128),
                "The proof compares this many tokens of each answer at most."),
@@ -182,7 +206,7 @@ def _training_choices(facts: DataFacts, base: ModelSource, num_trained: int) -> 
     ]  # fmt: skip
 
 
-def _learning_rate(facts: DataFacts, base: ModelSource) -> list[Choice]:
+def _learning_rate(facts: DataFacts, base: ModelSource, methods: Sequence[Choice]) -> list[Choice]:
     """Return the learning rate of a base that is narrower than those that the default fits."""
     try:
         width = read_network(base.path).hidden_size
@@ -190,7 +214,7 @@ def _learning_rate(facts: DataFacts, base: ModelSource) -> list[Choice]:
         return []
     if facts.kind not in LEARNED_ANEW or width >= USUAL_WIDTH:
         return []
-    usual = TrainingConfig().learning_rate
+    usual = TrainingConfig.model_validate({"method": _values(methods)}).learning_rate
     reason = (
         f"The base has a hidden size of {width:,}; the default {usual} fits {USUAL_WIDTH:,}, and "
         "Adam's rate goes by the inverse of this size (Yang et al., 2022, arXiv:2203.03466)."
@@ -239,6 +263,16 @@ def _served_dtype(base: ModelSource) -> list[Choice]:
     return [Choice("serving.dtype", "float32", reason)]
 
 
+def _served_vectors(base: ModelSource, max_length: int) -> list[Choice]:
+    """Return how an embedding model is served; without a route, its line ends with its
+    evaluation."""
+    return [
+        Choice("serving.routes", ["embeddings"], "Opens /v1/embeddings, by which it is proven."),
+        Choice("serving.max_model_len", max_length, "The longest text."),
+        *_served_dtype(base),
+    ]
+
+
 def _tool_choices(facts: DataFacts) -> list[Choice]:
     """Return the parser without which vLLM answers 400 to a request with tools."""
     if facts.tool_call_parser is None:
@@ -271,6 +305,8 @@ def _method(facts: DataFacts) -> list[Choice]:
         "label": ("kto", "Rows are answers with a label."),
         "prompt": ("grpo", "Rows are prompts without an answer: the model's own answers are "
                            "scored by a function."),
+        "retrieval": ("embedding", "Rows are queries with passages: they train a model of "
+                                   "vectors."),
     }[facts.kind]  # fmt: skip
     choices = [Choice("training.method.type", name, reason)]
     if name == "grpo":

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from tuneline.core.artifact import Artifact
-from tuneline.core.dataset import HELDOUT_FILE, heldout_conversations, heldout_prompts
+from tuneline.core.dataset import (
+    HELDOUT_FILE,
+    heldout_conversations,
+    heldout_prompts,
+    heldout_queries,
+)
 from tuneline.core.messages import ChatPrompt
-from tuneline.pipeline.run_config import Run
+from tuneline.pipeline.run_config import Run, resolve_base
 
 
 def require_measured(run: Run, dataset: Artifact) -> None:
@@ -55,10 +60,14 @@ def require_prompts(_run: Run, dataset: Artifact) -> None:
 
 
 def load_prompts(run: Run, dataset: Artifact) -> list[ChatPrompt]:
-    """Return what the run's load test sends: the held-out prompts, or for a server of scores the
-    conversations whose scores are asked.
+    """Return what the run's load test sends: the held-out prompts, for a server of scores the
+    conversations whose scores are asked, and for one of vectors the queries.
 
     Raises:
         DataError: No row fits.
     """
+    method = run.config.training.method
+    if method.makes == "vectors":
+        before = method.prompts(resolve_base(run, download=False).path)["query"]
+        return heldout_queries(dataset, before)
     return (heldout_conversations if run.config.serving.pools else heldout_prompts)(dataset)

@@ -105,12 +105,15 @@ def select_stages(run: Run, until: Sequence[str]) -> list[Stage]:
     unknown = [name for name in until if name not in by_name]
     if unknown:
         method = run.config.training.method
+        route, made = (
+            ("embeddings", "vectors") if method.makes == "vectors" else ("pooling", "scores")
+        )
         raise ConfigError(
             f"no stage {unknown[0]!r}; the stages are {', '.join(by_name)}",
             hint=None
             if method.answers_prompts
             else f"training.method {method.type} makes a model that answers no prompt: the line "
-            "ends with its evaluation. Try: --set 'serving.routes=[pooling]' to serve its scores.",
+            f"ends with its evaluation. Try: --set 'serving.routes=[{route}]' to serve its {made}.",
         )
     wanted = set(until) or set(by_name)
     for stage in reversed(all_stages):

@@ -63,13 +63,13 @@ class RunConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _set_route_of_scores(cls, values: Any) -> Any:
-        """Let the load test ask the route of the scores, unless the run names a route."""
+        """Let the load test ask the route of the scores or vectors, unless the run names one."""
         routes = _section(_section(values, "serving"), "routes")
         load = _section(values, "loadtest")
         workload = _section(load, "workload")
         if not isinstance(routes, list) or not isinstance(workload, dict):
             return values
-        found = [{"route": one} for one in SCORE_ROUTES if one in routes]
+        found = [{"route": one} for one in ("embeddings", *SCORE_ROUTES) if one in routes]
         if not found:
             return values
         return {**values, "loadtest": {**load, "workload": {**found[0], **workload}}}
@@ -94,6 +94,13 @@ class RunConfig(StrictModel):
                 "serve them with: tuneline serve DIR --set 'serving.routes=[embeddings]'"
             )
         routes = set(self.serving.routes)
+        if self.training.method.makes == "vectors":
+            if not routes & {"embeddings", "pooling"} or "classify" in routes:
+                raise ValueError(
+                    "serving.routes of an embedding model: expected embeddings or pooling, by "
+                    "which its vectors are proven, and no classify"
+                )
+            return self
         if routes.isdisjoint(SCORE_ROUTES) or "embeddings" in routes:
             raise ValueError(
                 "serving.routes of a reward model: expected pooling or classify, by which its "
@@ -105,7 +112,7 @@ class RunConfig(StrictModel):
     def _check_judge(self) -> Self:
         if self.evaluation.judge is not None and not self.training.method.answers_prompts:
             raise ValueError(
-                "evaluation.judge compares answers, and a reward model gives none; remove "
+                "evaluation.judge compares answers, and this method's model gives none; remove "
                 "evaluation.judge, or set training.method: {type: dpo}"
             )
         return self

@@ -31,6 +31,8 @@ def run_report_lines(done: Done) -> list[str]:
     for compared in of_kind(done, "preferences"):
         lines += ["\nPreferences", f"  {KINDS['preferences'].summary(compared.manifest.metrics)}"]
         lines += _judge_lines(compared.manifest.metrics)
+    for compared in of_kind(done, "retrieval"):
+        lines += ["\nRetrieval", f"  {KINDS['retrieval'].summary(compared.manifest.metrics)}"]
     for forgetting in of_kind(done, "forgetting"):
         lines += ["\nForgetting suite", *forgetting_lines(forgetting.manifest.metrics)]
         lines.append(f"  answers side by side: {forgetting.path / 'mismatches.html'}")

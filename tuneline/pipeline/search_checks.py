@@ -19,8 +19,9 @@ from tuneline.core.errors import ConfigError
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.plan import select_stages
 from tuneline.pipeline.run_config import Run, RunConfig, load_run
+from tuneline.pipeline.served_stages import evaluation_config
 from tuneline.pipeline.stage import ADAPTER, EVALUATION_REPORT, FORGETTING, PREFERENCES, Stage
-from tuneline.pipeline.stages import evaluation_config, stages
+from tuneline.pipeline.stages import stages
 from tuneline.pipeline.targets import require_targets
 
 OF_ADAPTERS = frozenset(AdapterConfig.model_fields)

@@ -20,9 +20,9 @@ from tuneline.core.errors import ConfigError
 from tuneline.pipeline.finished_run import checked
 from tuneline.pipeline.heldout import load_prompts
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
+from tuneline.pipeline.served_stages import loadtest_config
 from tuneline.pipeline.server import LazyServer, served, served_stage
 from tuneline.pipeline.stage import DATASET
-from tuneline.pipeline.stages import loadtest_config
 from tuneline.pipeline.up import lock_run
 
 EXAMPLE = "- {name: few, set: {serving.max_num_seqs: 8}}"

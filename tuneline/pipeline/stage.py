@@ -31,6 +31,7 @@ EVALUATION_BASE = "evaluation-base"
 EVALUATION_TUNED = "evaluation-tuned"
 MODEL = "model"
 PREFERENCES = "evaluation-preferences"
+RETRIEVAL = "evaluation-retrieval"
 PARITY_MERGED = "parity-merged"
 PARITY_SERVED = "parity-served"
 EVALUATION_REPORT = "evaluation-report"
@@ -38,7 +39,7 @@ EVALUATION_SERVED = "evaluation-served"
 FORGETTING = "forgetting"
 LOADTEST = "loadtest"
 STAGE_NAMES = (
-    DATASET, ADAPTER, REFERENCE, EVALUATION_BASE, EVALUATION_TUNED, MODEL, PREFERENCES,
+    DATASET, ADAPTER, REFERENCE, EVALUATION_BASE, EVALUATION_TUNED, MODEL, PREFERENCES, RETRIEVAL,
     PARITY_MERGED, PARITY_SERVED, EVALUATION_REPORT, EVALUATION_SERVED, FORGETTING, LOADTEST,
 )  # fmt: skip
 """All stages but those of export forms."""

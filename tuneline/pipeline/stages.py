@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 
 from export.config import ParityConfig
-from loadtest.config import LoadTestConfig
-from training.config import EvaluationConfig
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import ConfigError
-from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, add_tolerances
-from tuneline.models.source import computed_dtype
 from tuneline.models.template import dataset_settings
 from tuneline.pipeline.form_stages import form_stages
 from tuneline.pipeline.heldout import (
-    load_prompts,
     require_answers,
     require_compared,
     require_measured,
     require_prompts,
 )
-from tuneline.pipeline.lengths import require_prompts_fit
-from tuneline.pipeline.load_route import require_route
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
+from tuneline.pipeline.served_stages import evaluation_config, served_stages
 from tuneline.pipeline.server import (
     model_source,
     require_served_weights,
-    served,
-    served_formats,
-    served_stage,
-    serving_config,
 )
 from tuneline.pipeline.stage import (
     ADAPTER,
@@ -47,6 +35,7 @@ from tuneline.pipeline.stage import (
     PARITY_SERVED,
     PREFERENCES,
     REFERENCE,
+    RETRIEVAL,
     Group,
     Line,
     Made,
@@ -55,12 +44,8 @@ from tuneline.pipeline.stage import (
 from tuneline.pipeline.stage_inputs import (
     data_inputs,
     evaluation_inputs,
-    evaluation_served_inputs,
     forgetting_inputs,
-    loadtest_inputs,
-    served_inputs,
     training_inputs,
-    workload_inputs,
 )
 from tuneline.pipeline.targets import require_targets
 
@@ -91,6 +76,15 @@ def _evaluation_preferences(line: Line, made: Made, out: Path) -> Artifact:
         config.evaluation, config.training, made[DATASET], line.base, made[ADAPTER], out,
         relative_to=line.run.path.parent,
     )  # fmt: skip
+
+
+def _evaluation_retrieval(line: Line, made: Made, out: Path) -> Artifact:
+    from training import evaluate_retrieval
+
+    config = line.run.config
+    return evaluate_retrieval(
+        config.evaluation, config.training, made[DATASET], line.base, made[ADAPTER], out
+    )
 
 
 def _reference(line: Line, made: Made, out: Path) -> Artifact:
@@ -146,124 +140,26 @@ def _parity_merged(line: Line, made: Made, out: Path) -> Artifact:
     return prove_model(config, made[REFERENCE], model, out, form="merged")
 
 
-def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
-    from export import weight_tolerances
-    from serving import prove_served
-
-    serving = line.run.config.serving
-    what = served(line.run, line.base, made)
-    dtype = computed_dtype(serving.dtype, what.model)
-    # The reference has the same base weights, so only merged weights add a rounding of their own.
-    rounding = weight_tolerances(what.model, dtype) if what.adapter is None else None
-    return prove_served(
-        serving.parity,
-        made[REFERENCE],
-        line.endpoint(made),
-        out,
-        inputs=what.inputs,
-        dtype=dtype,
-        weights=rounding,
-    )
-
-
-def _rewards_served(line: Line, made: Made, out: Path) -> Artifact:
-    from serving import prove_rewards
-
-    serving = line.run.config.serving
-    what = served(line.run, line.base, made)
-    return prove_rewards(
-        serving.parity, made[PREFERENCES], line.endpoint(made), out,
-        route=serving.score_route, formats=served_formats(serving, what.model), inputs=what.inputs,
-    )  # fmt: skip
-
-
-def _evaluation_served(line: Line, made: Made, out: Path) -> Artifact:
-    from training import evaluate_endpoint
-
-    what = served(line.run, line.base, made)
-    return evaluate_endpoint(
-        evaluation_config(line.run),
-        made[DATASET],
-        line.endpoint(made),
-        out,
-        inputs=what.inputs,
-        tokenizer_folder=what.model.path if what.adapter is None else what.adapter.path,
-    )
-
-
-def _loadtest(line: Line, made: Made, out: Path) -> Artifact:
-    from export import weight_tolerances
-    from loadtest import run_loadtest
-
-    config = loadtest_config(line.run)
-    what = served(line.run, line.base, made)
-    tolerances = None
-    if config.answers is not None:
-        dtype = computed_dtype(line.run.config.serving.dtype, what.model)
-        tolerances = ARITHMETIC_TOLERANCES[dtype]
-        if what.adapter is None and (rounding := weight_tolerances(what.model, dtype)) is not None:
-            tolerances = add_tolerances(rounding, tolerances)
-    return run_loadtest(
-        config,
-        line.endpoint(made),
-        out,
-        prompts=load_prompts(line.run, made[DATASET]),
-        inputs=what.inputs,
-        reference=made[REFERENCE] if config.answers is not None else None,
-        tolerances=tolerances,
-    )
-
-
-def _require_server(run: Run) -> None:
-    from serving import require_server
-
-    require_server(serving_config(run))
-
-
 def _require_targets(run: Run) -> None:
     require_targets(run.config, resolve_base(run, download=True))
-
-
-def _require_workload(run: Run) -> None:
-    require_route(run)
-    workload_inputs(run)
-
-
-def _fits(key: str) -> Callable[[Run, Artifact], None]:
-    return functools.partial(require_prompts_fit, key)
-
-
-def loadtest_config(run: Run) -> LoadTestConfig:
-    """Return the section `loadtest`, with the workload file's path as this process sees it."""
-    config = run.config.loadtest
-    if config.workload.path is None:
-        return config
-    path = str(run.resolve(config.workload.path))
-    workload = config.workload.model_copy(update={"path": path})
-    return config.model_copy(update={"workload": workload})
-
-
-def evaluation_config(run: Run) -> EvaluationConfig:
-    """Return the section `evaluation`, with paths of files as this process sees them."""
-    config = run.config.evaluation
-    paths = {name: getattr(config, name) for name in ("json_schema", "python")}
-    return config.model_copy(
-        update={name: str(run.resolve(path)) for name, path in paths.items() if path is not None}
-    )
 
 
 def stages(run: Run) -> list[Stage]:
     """Return the stages of a run, in order; the training method decides how its model is judged."""
     method = run.config.training.method
     left_out = set() if method.compares else {PREFERENCES}
+    if method.makes != "vectors":
+        left_out.add(RETRIEVAL)
     if not method.has_expected_answers:
         left_out |= {EVALUATION_BASE, EVALUATION_TUNED, EVALUATION_REPORT, EVALUATION_SERVED}
     made = [stage for stage in _all_stages(run) if stage.name not in left_out]
     if method.answers_prompts:
         return made
-    # A reward model is merged, proven and load-tested if the run serves its scores.
+    # A model of scores or vectors is merged, proven and load-tested if the run serves them.
     last = (MODEL, PARITY_SERVED, LOADTEST) if run.config.serving.pools else ()
-    return [stage for stage in made if stage.name in (DATASET, ADAPTER, PREFERENCES, *last)]
+    return [
+        stage for stage in made if stage.name in (DATASET, ADAPTER, PREFERENCES, RETRIEVAL, *last)
+    ]
 
 
 def _all_stages(run: Run) -> list[Stage]:
@@ -301,6 +197,11 @@ def _all_stages(run: Run) -> list[Stage]:
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
             inputs=training_inputs, accepts=(require_compared,), label=tuned, version=6,
         ),
+        Stage(
+            RETRIEVAL, "Rank passages with base and tuned model", "evaluation", "retrieval",
+            (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_retrieval,
+            inputs=training_inputs, label=tuned,
+        ),
         *_forgetting_stage(config),
         Stage(
             REFERENCE, "Record the trained model's answers", "training", "reference",
@@ -317,7 +218,7 @@ def _all_stages(run: Run) -> list[Stage]:
             (REFERENCE, MODEL), _parity_merged, version=2,
         ),
         *form_stages(run),
-        *_served_stages(config),
+        *served_stages(config),
     ]  # fmt: skip
 
 
@@ -331,44 +232,6 @@ def _forgetting_stage(config: RunConfig) -> list[Stage]:
             (DATASET, ADAPTER),
             _forgetting, inputs=forgetting_inputs, version=4,
         )
-    ]  # fmt: skip
-
-
-def _served_stages(config: RunConfig) -> list[Stage]:
-    """Return the stages that ask the running server."""
-    served_by, serving = served_stage(config), config.serving
-    answers_by: tuple[str, ...] = (DATASET, served_by)
-    if config.loadtest.answers is not None:
-        answers_by = (*answers_by, REFERENCE)
-    loadtest = Stage(
-        LOADTEST, "Load-test the endpoint", "served", "load-report",
-        (serving, config.loadtest), answers_by, _loadtest,
-        inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
-        accepts=(_fits("loadtest.max_tokens"),), version=6,
-    )  # fmt: skip
-    if serving.pools:
-        return [
-            Stage(
-                PARITY_SERVED, "Prove the served rewards", "served", "reward-parity",
-                (serving, serving.parity), (PREFERENCES, served_by), _rewards_served,
-                inputs=served_inputs, prepare=(_require_server,), version=2,
-            ),
-            loadtest,
-        ]  # fmt: skip
-    return [
-        Stage(
-            PARITY_SERVED, "Prove the served model", "served", "parity",
-            (serving, serving.parity), (REFERENCE, served_by), _parity_served,
-            inputs=served_inputs, prepare=(_require_server,),
-            accepts=(_fits("reference.max_new_tokens"),), version=2,
-        ),
-        Stage(
-            EVALUATION_SERVED, "Evaluate through the API", "served", "evaluation",
-            (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
-            inputs=evaluation_served_inputs, prepare=(_require_server,),
-            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=5,
-        ),
-        loadtest,
     ]  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def _model_card(release: Release) -> dict[str, Any]:
             "task": release.task,
             "datasets": [{"ref": TRAIN}, {"ref": HELDOUT}],
             "inputs": [{"format": "text"}],
-            "outputs": [{"format": "score" if release.gives_scores else "text"}],
+            "outputs": [{"format": release.gives}],
         },
         "quantitativeAnalysis": {"performanceMetrics": [_metric(figure) for figure in figures]},
         "properties": [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tuneline.core.parity import PARITY_FILE
@@ -17,11 +17,13 @@ from tuneline.pipeline.stage import (
     FORGETTING,
     LOADTEST,
     PREFERENCES,
+    RETRIEVAL,
 )
 from tuneline.release.gates.evaluation import COMPARISON_FILE, PREFERENCES_FILE, SCORES_FILE
 from tuneline.release.gates.forgetting import FILE as FORGETTING_FILE
 from tuneline.release.gates.load import REPORT as LOAD_FILE
-from tuneline.release.gates.parity import REWARD_KIND, REWARDS_FILE
+from tuneline.release.gates.parity import REWARD_KIND, REWARDS_FILE, VECTOR_KIND, VECTORS_FILE
+from tuneline.release.gates.retrieval import SUMMARY_FILE as RETRIEVAL_FILE
 from tuneline.release.proofs import Proofs
 
 EVALUATIONS = {EVALUATION_BASE: "base", EVALUATION_TUNED: "tuned", EVALUATION_SERVED: "served"}
@@ -44,6 +46,15 @@ COMPARED = {
     "reward": "Reward, tuned model",
     "reward_difference": "Reward, tuned minus base",
 }
+RANKED = {
+    "ndcg_base": "nDCG@10, base model",
+    "ndcg": "nDCG@10, tuned model",
+    "ndcg_difference": "nDCG@10, tuned minus base",
+    "mrr_base": "MRR@10, base model",
+    "mrr": "MRR@10, tuned model",
+    "recall_base": "Recall@10, base model",
+    "recall": "Recall@10, tuned model",
+}
 PARITY = {
     "greedy_agreement": ("answers equal", ""),
     "max_logprob_difference": ("largest log-probability difference", "nats"),
@@ -54,6 +65,10 @@ PARITY = {
 REWARDS = {
     "num_equal_orders": ("pairs in the same order", ""),
     "max_relative_difference": ("largest difference of a score", "standard deviations"),
+}
+VECTORS = {
+    "min_cosine": ("least cosine of a vector and the trained model's", ""),
+    "max_relative_difference": ("largest difference of a vector", "of its length"),
 }
 LATENCIES = {
     "ttft_s": "TTFT",
@@ -78,9 +93,11 @@ def figures_of(proofs: Proofs) -> list[Figure]:
         *_of_manifests(proofs),
         *_of_evaluations(proofs),
         *_of_preferences(proofs),
+        *_of_retrieval(proofs),
         *_of_forgetting(proofs),
         *_of_parities(proofs),
-        *_of_rewards(proofs),
+        *_of_served(proofs, REWARD_KIND, REWARDS_FILE, REWARDS),
+        *_of_served(proofs, VECTOR_KIND, VECTORS_FILE, VECTORS),
         *_of_load(proofs),
     ]
 
@@ -140,6 +157,18 @@ def _of_preferences(proofs: Proofs) -> Iterator[Figure]:
             )  # fmt: skip
 
 
+def _of_retrieval(proofs: Proofs) -> Iterator[Figure]:
+    if RETRIEVAL not in proofs.made:
+        return
+    found = proofs.read(RETRIEVAL, RETRIEVAL_FILE)
+    for name, title in RANKED.items():
+        yield Figure(
+            name=f"evaluation.retrieval.{name}", title=title, value=found[name],
+            interval=found.get(f"{name}_interval"),
+            source=proofs.source(RETRIEVAL, RETRIEVAL_FILE, f"/{name}"),
+        )  # fmt: skip
+
+
 def _title(metric: str, of: str) -> str:
     return f"{metric[0].upper()}{metric[1:]}, {of}"
 
@@ -175,16 +204,20 @@ def _of_parities(proofs: Proofs) -> Iterator[Figure]:
             )  # fmt: skip
 
 
-def _of_rewards(proofs: Proofs) -> Iterator[Figure]:
-    for stage in proofs.names_of(REWARD_KIND):
+def _of_served(
+    proofs: Proofs, kind: str, file: str, titles: Mapping[str, tuple[str, str]]
+) -> Iterator[Figure]:
+    """Return the figures of the served scores or vectors."""
+    for stage in proofs.names_of(kind):
         if stage not in proofs.made:
             continue
-        found = proofs.read(stage, REWARDS_FILE)
-        for name, (title, unit) in REWARDS.items():
-            yield Figure(
-                name=f"parity.served.{name}", title=f"served: {title}", value=found[name],
-                unit=unit, source=proofs.source(stage, REWARDS_FILE, f"/{name}"),
-            )  # fmt: skip
+        found = proofs.read(stage, file)
+        for name, (title, unit) in titles.items():
+            if found[name] is not None:
+                yield Figure(
+                    name=f"parity.served.{name}", title=f"served: {title}", value=found[name],
+                    unit=unit, source=proofs.source(stage, file, f"/{name}"),
+                )  # fmt: skip
 
 
 def _of_load(proofs: Proofs) -> Iterator[Figure]:

@@ -27,6 +27,7 @@ from tuneline.pipeline.stage import (
     FORGETTING,
     LOADTEST,
     PREFERENCES,
+    RETRIEVAL,
 )
 from tuneline.report.facts import Facts
 from tuneline.report.sections.evaluation import NO_SHARES, SCORES_FILE
@@ -104,10 +105,16 @@ def _notices(release: Release | None) -> tuple[Paragraph, ...]:
     return (*failed, *waived)
 
 
+PROOFS = ("parity", "reward-parity", "trained-vector-parity")
+
+
 def _tiles(facts: Facts) -> list[Tile]:
     tiles = []
     if PREFERENCES in facts.made:
         tiles.append(_preferences(facts.made[PREFERENCES].manifest.metrics))
+    elif RETRIEVAL in facts.made:
+        found = facts.made[RETRIEVAL].manifest.metrics
+        tiles.append(Tile("nDCG@10", digits(found["ndcg"]), f"base {digits(found['ndcg_base'])}"))
     elif EVALUATION_TUNED in facts.made:
         tiles.append(_score(facts))
     if FORGETTING in facts.made:
@@ -115,7 +122,7 @@ def _tiles(facts: Facts) -> list[Tile]:
         ends = " to ".join(points(bound) for bound in suite["interval"])
         note = f"{ends} (95 %), {suite['verdict']}"
         tiles.append(Tile("skills of the base", f"{points(suite['difference'])} points", note))
-    proofs = [one for kind in ("parity", "reward-parity") for _, one in facts.of_kind(kind)]
+    proofs = [one for kind in PROOFS for _, one in facts.of_kind(kind)]
     if proofs:
         passed = sum(read_verdict(proof) is Verdict.PASS for proof in proofs)
         tiles.append(Tile("parity", f"{passed} of {len(proofs)}", "forms PASS"))

@@ -41,6 +41,20 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "prefers the better answer in 90.0% of 40 pairs (77.0% to 96.0%), margin 1.250",
     ),
+    "retrieval": (
+        {
+            "ndcg_base": 0.25, "ndcg": 0.75, "ndcg_difference_interval": [0.25, 0.625],
+            "num_queries": 40, "num_passages": 1000,
+        },
+        "nDCG@10 0.250 → 0.750 (difference +0.250 to +0.625), 40 queries, 1000 passages",
+    ),
+    "trained-vector-parity": (
+        {
+            "verdict": "PASS", "num_texts": 64, "max_relative_difference": 2e-6,
+            "min_cosine": 0.99999949,
+        },
+        "PASS, 64 texts, vectors within 2e-06 of their length, cosine at least 0.999999",
+    ),
     "reference": ({"num_prompts": 4, "num_tokens": 2048}, "4 prompts, 2,048 tokens"),
     "model": (
         {"num_changed_tensors": 3, "num_tensors": 7, "size_bytes": 2**21},

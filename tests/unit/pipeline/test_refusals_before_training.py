@@ -169,7 +169,7 @@ def test_a_load_test_that_the_server_cannot_answer_is_refused(
 
 def test_a_judge_of_a_model_without_answers_is_refused() -> None:
     judge = {"judge": {"url": "http://127.0.0.1:1/v1", "model": "m"}}
-    with pytest.raises(ConfigError, match="a reward model gives none") as error:
+    with pytest.raises(ConfigError, match="this method's model gives none") as error:
         run_of(training={"method": {"type": "reward"}}, evaluation=judge)
     assert error.value.exit_code == 2 and "method: {type: dpo}" in str(error.value)
     run_of(training={"method": {"type": "kto"}}, evaluation=judge)

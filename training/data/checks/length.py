@@ -38,6 +38,8 @@ class LengthLimit:
     """`training.train_on`, for answers."""
     eos_token: str | None = None
     """`training.eos_token`."""
+    prompts: tuple[tuple[str, str], ...] = ()
+    """The texts before a `query` and a `document` of an embedding model."""
     num_sampled_tokens: int = 0
     """Tokens that the model itself adds to a prompt in training; then no answer counts."""
 
@@ -62,6 +64,7 @@ def limit_of(data: DataConfig, folder: Path, training: TrainingConfig) -> Length
         date=data.chat_template_date or today,
         train_on=training.train_on,
         eos_token=training.eos_token,
+        prompts=tuple(training.method.prompts(folder).items()),
         num_sampled_tokens=training.method.num_sampled_tokens,
     )
 
@@ -81,7 +84,7 @@ def repair_length(row: Row, limit: LengthLimit) -> Row | None:
     message, last message and answer keep their places, so that the chat template renders a whole
     conversation. Plain text loses its beginning.
     """
-    if limit.config.by == "drop":
+    if limit.config.by == "drop" or row.is_query:
         return None
     if row.text is not None:
         whole = row.text
@@ -142,6 +145,8 @@ def num_tokens(row: Row, limit: LengthLimit) -> int:
     Raises:
         DataError: The template refuses the row, or an answer holds a stop token.
     """
+    if row.is_query:
+        return _num_text_tokens(row, limit)
     if row.text is None and (limit.num_sampled_tokens or not row.completion):
         return _num_prompt_tokens(row, limit) + limit.num_sampled_tokens
     if row.rejected:
@@ -150,6 +155,19 @@ def num_tokens(row: Row, limit: LengthLimit) -> int:
     if row.label is not None:
         limit = replace(limit, train_on="last_turn")
     return _num_rendered_tokens(row, limit)
+
+
+def _num_text_tokens(row: Row, limit: LengthLimit) -> int:
+    """Return the tokens of a query or its longest passage; each is a sequence of its own."""
+    tokenizer, _ = _tokenizer(limit)
+    positives, negatives = row.passages
+    sides = {"query": [row.query], "document": [*positives, *negatives]}
+    prompts = dict(limit.prompts)
+    return max(
+        len(tokenizer(prompts.get(side, "") + text)["input_ids"])
+        for side, texts in sides.items()
+        for text in texts
+    )
 
 
 def _sides(row: Row) -> tuple[tuple[Message, ...], tuple[Message, ...]]:

@@ -54,7 +54,7 @@ def find_refusals(row: Row, _config: RefusalsCheck) -> Iterator[Found]:
     Of a preference pair, only the chosen answer counts: a rejected refusal is good data. So is a
     refusal with the label false.
     """
-    if not row.completion or row.label is False:
+    if not row.completion or row.label is False or row.is_query:
         return
     text = content_of(row.completion[-1])[:NUM_CHARACTERS]
     folded = text.casefold().replace("’", "'")

@@ -38,7 +38,7 @@ CHUNK_ROWS = 4_000
 NUM_PROCESSES = 2
 # Two processes take two seconds to start, so a small file is read by this process.
 MIN_ROWS_FOR_PROCESSES = 20_000
-KINDS: tuple[Kind, ...] = ("answer", "preference", "label", "prompt", "text")
+KINDS: tuple[Kind, ...] = ("answer", "preference", "label", "prompt", "text", "retrieval")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,12 @@ _FREE_LINE = re.compile(
 
 
 def find_truncation(row: Row, _config: TruncationCheck) -> Iterator[Found]:
-    """Return the texts of a row's answers that end in the middle of something."""
+    """Return the texts of a row's answers that end in the middle of something.
+
+    Passages of a query are pieces of longer texts.
+    """
+    if row.is_query:
+        return
     for column, text in answer_columns(row):
         if not column.endswith(("content", "text")):
             continue

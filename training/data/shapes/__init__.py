@@ -23,6 +23,7 @@ from training.data.shapes.openai_pairs import read_openai_pairs
 from training.data.shapes.plain import read_prompt, read_text
 from training.data.shapes.preference import read_preference, read_swift_pairs
 from training.data.shapes.prompt_completion import read_labelled, read_prompt_completion
+from training.data.shapes.retrieval import NUMBERED, POSITIVES, read_retrieval
 from training.data.shapes.turns import as_messages
 from training.data.shapes.values import require_json
 
@@ -65,6 +66,11 @@ SHAPES = {
     "compared": Shape(("prompt", "response_a", "response_b", "winner"), _CHAT, read_compared),
     "arena": Shape(("conversation_a", "conversation_b", "winner"), (), read_arena),
     "label": Shape(("prompt", "completion", "label"), _REASONED, read_labelled),
+    "retrieval": Shape(("query", "positive"), ("negative", "negatives", *NUMBERED), read_retrieval),
+    "retrieval-lists": Shape(("query", "positives"), ("negatives",), read_retrieval),
+    "triplet": Shape(("anchor", "positive"), ("negative", *NUMBERED), read_retrieval),
+    "flag-embedding": Shape(("query", "pos"), ("neg",), read_retrieval),
+    "tevatron": Shape(("query", "positive_passages"), ("negative_passages",), read_retrieval),
     "prompt": Shape(("prompt",), _CHAT, read_prompt),
     "text": Shape(("text",), (), read_text),
 }
@@ -191,6 +197,8 @@ def _missing(
 
     def fit(name: str) -> float:
         required = SHAPES[name].required
+        if SHAPES[name].read is read_retrieval and not set(POSITIVES) & set(columns):
+            return 0.0  # `query` is also a name of a prompt
         near = [column for column in columns if column not in required and _near(column, required)]
         exact = sum(column in required for column in columns)
         known = sum(column in SHAPES[name].optional for column in columns)

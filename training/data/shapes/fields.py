@@ -16,6 +16,7 @@ LABEL_NAMES = ("label", "kto_tag")
 """`label` of TRL and ms-swift, and LLaMA-Factory's name."""
 DATASET_COLUMNS = {
     "prompt", "completion", "chosen", "rejected", "label", "text", "tools", "untrained", "fields",
+    "query", "positives", "negatives",
 }  # fmt: skip
 """The columns that `Row.as_json` writes."""
 MEDIA = ("images", "videos", "audios")

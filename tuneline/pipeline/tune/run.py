@@ -28,6 +28,7 @@ from tuneline.pipeline.finished_run import checked
 from tuneline.pipeline.keys import key_of
 from tuneline.pipeline.plan import plan
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
+from tuneline.pipeline.served_stages import loadtest_config
 from tuneline.pipeline.server import (
     LazyServer,
     require_served_weights,
@@ -37,7 +38,7 @@ from tuneline.pipeline.server import (
 )
 from tuneline.pipeline.stage import DATASET, MODEL, PARITY_SERVED, REFERENCE, Line, Made
 from tuneline.pipeline.stage_inputs import drafter_input, served_inputs
-from tuneline.pipeline.stages import loadtest_config, stages
+from tuneline.pipeline.stages import stages
 from tuneline.pipeline.tune.bench import Bench
 from tuneline.pipeline.tune.picture import draw_trials
 from tuneline.pipeline.tune.schema import TUNE_FILE, Offer, TuneReport

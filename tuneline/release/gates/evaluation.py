@@ -13,8 +13,10 @@ from tuneline.pipeline.stage import (
     EVALUATION_SERVED,
     EVALUATION_TUNED,
     PREFERENCES,
+    RETRIEVAL,
 )
 from tuneline.release.gates.finding import CONTRADICTION, Finding, judged, missing, not_asked
+from tuneline.release.gates.retrieval import judge_retrieval
 from tuneline.release.proofs import Proofs
 from tuneline.release.rows import (
     MIN_RESAMPLED_ROWS,
@@ -35,14 +37,23 @@ PREFERENCE_ROWS_FILE = "preferences.jsonl"
 
 
 def judge_evaluation(proofs: Proofs) -> Finding:
+    """Compare the tuned model with the base by what its method makes: answers, preferences or
+    rankings."""
+    if proofs.has_stage(RETRIEVAL):
+        return judge_retrieval(proofs)
+    config = proofs.config
+    compares = proofs.has_stage(PREFERENCES) and config.metric is None and config.threshold is None
+    if compares or not proofs.has_stage(EVALUATION_REPORT):
+        return _judge_preferences(proofs)
+    return _judge_answers(proofs)
+
+
+def _judge_answers(proofs: Proofs) -> Finding:
     """Compare the tuned model with the base on the held-out rows, and with the threshold.
 
     The interval comes from the predictions. The report's figures must be those of the predictions.
     """
     config, metric = proofs.config, proofs.metric
-    compares = proofs.has_stage(PREFERENCES) and config.metric is None and config.threshold is None
-    if compares or not proofs.has_stage(EVALUATION_REPORT):
-        return _judge_preferences(proofs)
     required = f"{metric} better than the base's (paired interval at 95 %)"
     if config.threshold is not None:
         required += f", limit {config.threshold:g}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.core.artifact import Artifact
-from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
+from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE, prompt_of
 from tuneline.core.messages import plain_prompt, plain_text
 from tuneline.pipeline.stage import DATASET
 from tuneline.release.gates.finding import Finding, judged, missing
@@ -80,7 +80,7 @@ def _prompts(path: Path, *, every_turn: bool = False) -> Iterator[bytes]:
                     yield _hash(plain_text(row["text"]))
                     continue
                 tools = row.get("tools", ())
-                yield _hash(plain_prompt(row["prompt"], tools))
+                yield _hash(plain_prompt(prompt_of(row), tools))
                 for messages in _earlier_prompts(row) if every_turn else ():
                     yield _hash(plain_prompt(messages, tools))
 

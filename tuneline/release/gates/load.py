@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from tuneline.core.digests import short_digest
 from tuneline.core.verdict import Verdict
+from tuneline.pipeline.served_stages import loadtest_config
 from tuneline.pipeline.server import measured_serving
 from tuneline.pipeline.stage import LOADTEST
 from tuneline.pipeline.stage_inputs import drafter
-from tuneline.pipeline.stages import loadtest_config
 from tuneline.release.gates.finding import (
     CONTRADICTION,
     Finding,

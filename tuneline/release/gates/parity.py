@@ -11,13 +11,16 @@ from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import PARITY_FILE, Parity, parity_problems
 from tuneline.core.tolerances import Tolerances, said_limits
 from tuneline.core.verdict import Verdict
-from tuneline.pipeline.stage import PARITY_MERGED, PARITY_SERVED, PREFERENCES
+from tuneline.pipeline.stage import PARITY_MERGED, PARITY_SERVED, PREFERENCES, RETRIEVAL
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked, reason_of
 from tuneline.release.proofs import Proofs
 
 REWARD_KIND = "reward-parity"
 """The kind of the proof of a reward model."""
 REWARDS_FILE = "rewards.json"
+VECTOR_KIND = "trained-vector-parity"
+"""The kind of the proof of an embedding model."""
+VECTORS_FILE = "vectors.json"
 
 
 def judge_forms(proofs: Proofs) -> Finding:
@@ -26,6 +29,9 @@ def judge_forms(proofs: Proofs) -> Finding:
     required = "every form of the ladder is PASS"
     if proofs.names_of(REWARD_KIND):
         return not_asked(required, "A reward model gives scores, which are compared as served.")
+    if proofs.names_of(VECTOR_KIND):
+        words = "An embedding model gives vectors, which are compared as served."
+        return not_asked(required, words)
     return _judge(proofs, names or [PARITY_MERGED], required)
 
 
@@ -45,6 +51,8 @@ def judge_served_parity(proofs: Proofs) -> Finding:
         )  # fmt: skip
     if proofs.made[PARITY_SERVED].kind == REWARD_KIND:
         return _judge_rewards(proofs)
+    if proofs.made[PARITY_SERVED].kind == VECTOR_KIND:
+        return _judge_vectors(proofs)
     return _judge(proofs, [PARITY_SERVED], required)
 
 
@@ -68,6 +76,29 @@ def _judge_rewards(proofs: Proofs) -> Finding:
         if problems
         else f"The scores are the trained model's: they differ by at most {observed}.",
         hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, REWARDS_FILE),),
+        reasons=[reason_of(problem) for problem in problems],
+    )  # fmt: skip
+
+
+def _judge_vectors(proofs: Proofs) -> Finding:
+    """Compare the served vectors of texts with those of the trained embedding model."""
+    required = "the served vectors are the trained model's, within the limit of the number format"
+    if RETRIEVAL not in proofs.made:
+        return missing(proofs, RETRIEVAL, required)
+    from serving import recheck_trained_vectors
+
+    problems = recheck_trained_vectors(proofs.made[PARITY_SERVED], proofs.made[RETRIEVAL])
+    found = proofs.read(PARITY_SERVED, VECTORS_FILE)
+    largest = found["max_relative_difference"]
+    observed = f"{found['num_texts']} texts" + (
+        "" if largest is None else f", vectors within {largest:.2g} of their length"
+    )
+    return judged(
+        not problems, required, observed,
+        f"Not the trained model: {'; '.join(problems)}."
+        if problems
+        else f"The vectors are the trained model's: {observed}.",
+        hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, VECTORS_FILE),),
         reasons=[reason_of(problem) for problem in problems],
     )  # fmt: skip
 

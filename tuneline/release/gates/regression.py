@@ -15,8 +15,8 @@ from tuneline.core.errors import ArtifactError
 from tuneline.core.release import ROWS_FILE
 from tuneline.core.shorten import shorten
 from tuneline.core.verdict import Verdict
+from tuneline.pipeline.served_stages import loadtest_config
 from tuneline.pipeline.stage import EVALUATION_SERVED
-from tuneline.pipeline.stages import loadtest_config
 from tuneline.release.gates.finding import (
     MISSING,
     UNREADABLE,

@@ -39,6 +39,7 @@ from tuneline.pipeline.stage import (
     EVALUATION_SERVED,
     EVALUATION_TUNED,
     PREFERENCES,
+    RETRIEVAL,
 )
 from tuneline.report.facts import Facts
 from tuneline.report.sections.absent import absent_section
@@ -71,7 +72,7 @@ NO_SHARES = ("chrf", "nats", "python")
 
 def evaluation_section(facts: Facts) -> Section | None:
     """Return the metrics of base, tuned and served model with the tuned model's wrong answers."""
-    shown = [*LABELS, EVALUATION_REPORT, PREFERENCES]
+    shown = [*LABELS, EVALUATION_REPORT, PREFERENCES, RETRIEVAL]
     blocks: list[Block] = []
     if EVALUATION_REPORT in facts.made:
         judge = facts.made[EVALUATION_REPORT].manifest.metrics.get("judge")
@@ -81,6 +82,8 @@ def evaluation_section(facts: Facts) -> Section | None:
     if PREFERENCES in facts.made:
         found = facts.made[PREFERENCES].manifest.metrics
         blocks += [_preferences(found), *_judged(found.get("judge"))]
+    if RETRIEVAL in facts.made:
+        blocks.append(_ranked(facts.made[RETRIEVAL].manifest.metrics))
     if EVALUATION_TUNED in facts.made:
         blocks.append(_wrong_answers(facts))
     if not blocks:
@@ -117,6 +120,26 @@ def _compared(comparison: dict[str, Any], judge: dict[str, Any] | None) -> list[
         axis = Axis("percentage points, right of the line is more")
         blocks.append(Plots((row_plot("Tuned minus base", drawn, axis, zero=True),)))
     return blocks + _judged(judge)
+
+
+def _ranked(found: dict[str, Any]) -> Block:
+    """Return the rankings of base and tuned model."""
+    low, high = found["ndcg_difference_interval"]
+    difference = f"{found['ndcg_difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+    rows = [
+        (title, three_digits(found[f"{name}_base"]), three_digits(found[name]),
+         difference if name == "ndcg" else ABSENT)
+        for name, title in (("ndcg", "nDCG@10"), ("mrr", "MRR@10"), ("recall", "recall@10"))
+    ]  # fmt: skip
+    columns = (
+        Column("metric"), Column("base", True), Column("tuned", True),
+        Column("difference (95 % interval)", True),
+    )  # fmt: skip
+    caption = (
+        f"{found['num_queries']} held-out queries, each ranks {count(found['num_passages'])} "
+        "passages by cosine"
+    )
+    return Table(caption, columns, tuple(rows))
 
 
 def _judged(judge: dict[str, Any] | None) -> list[Block]:

@@ -48,6 +48,8 @@ def ladder_section(facts: Facts) -> Section | None:
     found = facts.of_kind("parity")
     if scores := facts.of_kind("reward-parity"):
         return _rewards(facts, *scores[0])
+    if vectors := facts.of_kind("trained-vector-parity"):
+        return _vectors(facts, *vectors[0])
     if not found:
         stages = [stage for stage in facts.absent if stage.startswith("parity-")]
         return absent_section("parity", TITLE, facts, stages)
@@ -80,6 +82,27 @@ def _rewards(facts: Facts, stage: str, proof: Artifact) -> Section:
     )  # fmt: skip
     said = Paragraph("Scores through the API against those of the trained reward model.")
     return Section("parity", "Served scores", (said, Pairs(pairs)), facts.sources(stage), facts.up)
+
+
+def _vectors(facts: Facts, stage: str, proof: Artifact) -> Section:
+    """Return the served vectors of an embedding model against the trained model's."""
+    found = proof.manifest.metrics
+    pairs: list[tuple[str, Text]] = [
+        ("verdict", verdict_badge(found["verdict"])),
+        ("texts", str(found["num_texts"])),
+        ("dimensions", str(found["dimensions"])),
+    ]
+    if found["max_relative_difference"] is not None:
+        pairs += [
+            ("largest difference of a vector", f"{found['max_relative_difference']:.2g} of its "
+             f"length; at most {found['limit']:g} is allowed"),
+            ("least cosine", f"{found['min_cosine']:.6f}"),
+        ]  # fmt: skip
+    said = Paragraph("Vectors through the API against those of the trained embedding model.")
+    blocks: list[Block] = [said, Pairs(tuple(pairs))]
+    if found["problems"]:
+        blocks.append(Listing(tuple(found["problems"])))
+    return Section("parity", "Served vectors", tuple(blocks), facts.sources(stage), facts.up)
 
 
 def _proof(artifact: Artifact) -> Proof:

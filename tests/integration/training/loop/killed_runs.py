@@ -55,6 +55,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     }),
     "orpo": ("long_pair", {**TWICE, "dataloader_num_workers": 2, "method": {"type": "orpo"}}),
     "reward": ("preference", {"method": {"type": "reward"}}),
+    "embedding": ("query", {
+        **DROPOUT, **TWICE, "dataloader_num_workers": 2, "method": {"type": "embedding"},
+    }),
     "kto": ("label", {**TWICE, "method": {"type": "kto"}}),
     "grpo": ("long_prompt", {
         "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
@@ -147,7 +150,7 @@ def main(folder: Path, names: list[str]) -> None:
     from tests.integration.training.tiny import make_base
     from training.config import TrainingConfig
     from training.loop import shared_rows
-    from training.methods import distillation, dpo, grpo, kto, orpo, reward, sft  # noqa: F401
+    from training.methods import distillation, dpo, embedding, grpo, kto, orpo, reward, sft  # noqa: F401
     from training.train import train_adapter
     from tuneline.models.source import resolve_model
 

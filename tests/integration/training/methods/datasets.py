@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.data.row import Row
+from training.data.row import Row, query_row
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 
 WORDS = ("red", "green", "blue", "brown", "white", "black", "grey", "pink")
@@ -93,9 +93,15 @@ def uneven(index: int) -> Row:
     return Row(_asked(index * 37), (_said(" ".join(words)),))
 
 
+def query(index: int) -> Row:
+    """A query in capitals, and the same words as its passage; some rows have a negative."""
+    words = f"{WORDS[index % 8]} {WORDS[index // 8 % 8]}"
+    return query_row(words.upper(), [words], [f"{WORDS[index % 8]} nothing"] * (index % 3 == 0))
+
+
 KINDS: dict[str, Callable[[int], Row]] = {
     "answer": answer, "uneven": uneven, "preference": pair, "label": labelled, "prompt": prompt,
-    "solved": solved, "long_pair": long_pair, "long_prompt": long_prompt,
+    "solved": solved, "long_pair": long_pair, "long_prompt": long_prompt, "query": query,
 }  # fmt: skip
 
 
