@@ -115,8 +115,12 @@ class _Dumper(yaml.SafeDumper):
     """A dumper that quotes every string that another reader may take for a number or a boolean.
 
     PyYAML writes `y`, `1e5` and `123456789e01` without quotes; kustomize reads a boolean and two
-    numbers.
+    numbers. It writes a part that appears twice as a reference, which people have to look up.
     """
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 (PyYAML's signature)
+        """Write every part whole."""
+        return True
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -24,7 +24,8 @@ def render_run_training(run: Run, out: Path) -> tuple[Path, dict[str, str]]:
     """Write the kustomize tree that trains a run in the cluster.
 
     Returns:
-        The directory, and the files that run.yaml names: their path here and in a pod.
+        The directory, and the files that run.yaml names: their path here, and where they go: the
+        path in a pod, or the place in object storage from which the pods copy them.
 
     Raises:
         ConfigError: The section `k8s` has no `training`; a path leaves the folder of run.yaml; pods
@@ -47,6 +48,9 @@ def render_run_training(run: Run, out: Path) -> tuple[Path, dict[str, str]]:
                 tried["choices"] = found
         if problems:
             raise ConfigError(problems)
+        if (url := config.training.data_url) is not None:
+            for here, there in files.items():
+                files[here] = url.rstrip("/") + there.removeprefix(folder)
     return render_training(config, name=run.config.name, run_config=document, out=out), files
 
 

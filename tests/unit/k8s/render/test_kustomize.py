@@ -20,6 +20,11 @@ TRAPS = [
 ]  # fmt: skip
 
 
+def test_a_part_that_appears_twice_is_written_twice() -> None:
+    part = {"drop": ["ALL"]}
+    assert dump_yaml({"a": part, "b": part}) == "a:\n  drop:\n  - ALL\nb:\n  drop:\n  - ALL\n"
+
+
 def test_kubectl_reads_the_strings_that_were_written(tmp_path: Path) -> None:
     data = {f"k{index}": text for index, text in enumerate(TRAPS)}
     item = {
