@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from k8s.render.components.model import with_gibibytes
+from tests.commands import tuneline_here
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ConfigError
 from tuneline.core.files import payload_files
@@ -111,10 +111,7 @@ def verify(pod: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str
     assert container["command"] == ["tuneline", "verify"]
     mounted, *options = container["args"]
     assert mounted.startswith("/model")
-    return subprocess.run(
-        [sys.executable, "-m", "tuneline", "verify", str(folder), *options],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    return tuneline_here("verify", str(folder), *options)
 
 
 @pytest.fixture
@@ -215,16 +212,13 @@ def signed_pod(
                 folders[name].mkdir()
                 for file, text in in_cluster[volume["configMap"]["name"]]["data"].items():
                     (folders[name] / file).write_text(text)
-        command = [*container["command"], *container["args"]]
+        assert container["command"] == ["tuneline", "verify"]
+        command: list[str] = ["verify", *container["args"]]
         for mount in container["volumeMounts"]:
             if mount["name"] in folders:
                 inside, here = f"{mount['mountPath']}/", f"{folders[mount['name']]}/"
                 command = [part.replace(inside, here) for part in command]
-        assert command[0] == "tuneline"
-        return lambda: subprocess.run(
-            [sys.executable, "-m", *command],
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        return lambda: tuneline_here(*command)
 
     return rendered
 
