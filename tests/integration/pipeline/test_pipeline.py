@@ -288,9 +288,9 @@ def test_a_lost_manifest_says_what_to_remove(run: Path) -> None:
             if broken is not None:
                 manifest.write_text(broken)
             done = tuneline(run, "export")
-            assert done.returncode == 3
-            assert f"rm -r {manifest.parent}" in done.stderr
-            assert ": : " not in done.stderr
+            assert done.returncode == 3, repr(broken)
+            assert f"rm -r {manifest.parent}" in done.stderr, repr(broken)
+            assert ": : " not in done.stderr, repr(broken)
     finally:
         manifest.write_text(original)
 

@@ -18,6 +18,7 @@ from training.data.row import Row
 from training.rendering.chat import render_rows
 from training.rendering.pairs import render_pairs
 from tuneline.core.errors import DataError
+from tuneline.core.messages import Message
 from tuneline.models.chat import prompt_token_ids
 from tuneline.models.source import resolve_model
 from tuneline.models.stop_tokens import served_stop_ids
@@ -194,16 +195,18 @@ def test_the_answers_that_a_model_samples_count() -> None:
     assert count(replace(prompt, completion=LONG.completion), num_sampled_tokens=256) == expected
 
 
-def test_a_row_that_the_template_refuses_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("completion", [TURNS.completion, ()], ids=["pair", "text"])
+def test_a_row_that_the_template_refuses_is_named(
+    completion: tuple[Message, ...], tmp_path: Path
+) -> None:
     folder = base_with(tmp_path, REFUSING + (BASE / "chat_template.jinja").read_text())
-    refused = replace(TURNS, line=7, file="rows.jsonl")
-    for one in (refused, replace(refused, completion=())):
-        with pytest.raises(DataError) as caught:
-            num_tokens(one, LengthLimit(folder, 100, LengthCheck()))
-        assert caught.value.problems == [
-            "rows.jsonl: line 7: the chat template refuses the row: System role not supported"
-        ]
-        assert caught.value.exit_code == 2
+    refused = replace(TURNS, completion=completion, line=7, file="rows.jsonl")
+    with pytest.raises(DataError) as caught:
+        num_tokens(refused, LengthLimit(folder, 100, LengthCheck()))
+    assert caught.value.problems == [
+        "rows.jsonl: line 7: the chat template refuses the row: System role not supported"
+    ]
+    assert caught.value.exit_code == 2
 
 
 def test_the_limit_of_a_run_has_all_that_changes_a_count() -> None:

@@ -159,15 +159,22 @@ def test_failures_are_a_series_with_a_memory_though_the_median_is_infinite() -> 
     assert autocorrelation_time(values) > 10
 
 
-def test_series_with_short_memory_have_their_intervals_at_300_requests() -> None:
+@pytest.mark.parametrize(("memory", "time"), [(0.0, 1.0), (0.5, 3.0)])
+def test_series_with_short_memory_have_their_intervals_at_300_requests(
+    memory: float, time: float
+) -> None:
+    rng = np.random.default_rng(3)
+    blocks = [correlated_block(correlated(rng, 300, memory), 4) for _ in range(40)]
+    assert np.mean([MIN_BLOCKS * block <= 300 for block in blocks]) >= 0.85
+    long = correlated(rng, 50_000, memory)
+    assert time == (1 + memory) / (1 - memory)
+    assert autocorrelation_time(long) == pytest.approx(time, rel=0.15)
+
+
+def test_blocks_are_as_long_as_a_series_remembers() -> None:
     rng = np.random.default_rng(3)
     few = [correlated_block(rng.normal(0, 1, 40), 4) for _ in range(40)]
     assert np.mean([block == 4 for block in few]) >= 0.9
-    for memory, time in ((0.0, 1.0), (0.5, 3.0)):  # (1 + memory) / (1 - memory)
-        blocks = [correlated_block(correlated(rng, 300, memory), 4) for _ in range(40)]
-        assert np.mean([MIN_BLOCKS * block <= 300 for block in blocks]) >= 0.85
-        long = correlated(rng, 50_000, memory)
-        assert autocorrelation_time(long) == pytest.approx(time, rel=0.15)
     assert correlated_block(np.ones(300), 4) == 4
     drift = np.linspace(0, 1, 300)
     assert correlated_block(10 + drift, 4) == 4

@@ -50,17 +50,22 @@ def test_intervals_that_overlap_widen_the_knee() -> None:
     assert knee is not None and (knee.concurrency, knee.low, knee.high) == (4, 4, 5)
 
 
-def test_three_numbers_of_streams_are_needed_and_bad_measurements_do_not_count() -> None:
+def test_three_numbers_of_streams_are_needed() -> None:
     two = [probe(1, 1.0), probe(2, 1.0)]
     assert find_knee(two) is None
-    for bad in (
-        probe(4, 1.0, verdict=Verdict.INVALID),
-        probe(4, 1.0, error_rate=0.1),
-        probe(4, 1.0, mean_e2e_s_ci95=None),
-        probe(4, 1.0, concurrency=None, rate_rps=4.0),
-    ):
-        assert find_knee([*two, bad]) is None
     assert find_knee([*two, probe(4, 1.0)]) is not None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"verdict": Verdict.INVALID}, {"error_rate": 0.1}, {"mean_e2e_s_ci95": None},
+        {"concurrency": None, "rate_rps": 4.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_bad_measurement_does_not_count(bad: dict[str, Any]) -> None:
+    assert find_knee([probe(1, 1.0), probe(2, 1.0), probe(4, 1.0, **bad)]) is None
 
 
 def test_the_longest_measurement_of_a_number_counts() -> None:

@@ -148,7 +148,7 @@ def test_a_greedy_answer_has_its_ids_and_log_probabilities() -> None:
         assert found == {
             "finish_reason": "stop", "prompt_token_ids": [9, 8], "text": "ab", "token_ids": [5, 6],
             "logprobs": [-0.5, -0.5], "top_logprobs": [{"5": -0.5}, {"6": -0.5}],
-        }  # fmt: skip
+        }, cut  # fmt: skip
 
 
 def test_aborted_requests_are_read_by_their_label() -> None:

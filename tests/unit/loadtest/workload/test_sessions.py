@@ -322,7 +322,8 @@ def test_a_trace_with_a_wrong_time_does_not_wait_for_years(sessions: Any, tmp_pa
     assert plan_of([], of_a_minute, workload=workload).arrivals_s == [0.0]
 
 
-def test_a_weka_session_has_its_think_times_and_shared_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["{0}", "[{0}]", "{0}\n{0}"], ids=["one", "list", "lines"])
+def test_a_weka_session_has_its_think_times_and_shared_blocks(form: str, tmp_path: Path) -> None:
     requests = [
         {"t": 0.0, "type": "s", "model": "x", "in": 100, "out": 10, "hash_ids": [1, 2]},
         {"t": 5.0, "type": "subagent", "agent_id": "a", "requests": []},
@@ -331,13 +332,12 @@ def test_a_weka_session_has_its_think_times_and_shared_blocks(tmp_path: Path) ->
     ]  # fmt: skip
     one = {"id": "s1", "models": ["x"], "block_size": 64, "hash_id_scope": "local"}
     text = json.dumps({**one, "requests": requests})
-    for form in (text, f"[{text}]", text + "\n" + text):
-        found = read("weka", form, tmp_path, think_s="recorded")
-        turns = found[0].turns
-        assert [len(turn.added) for turn in turns] == [100, 150]
-        assert [turn.delay_s for turn in turns] == [None, 2.5]
-        assert [turn.max_tokens for turn in turns] == [10, 20]
-        assert turns[0].added[:64] == turns[1].added[:64]
+    found = read("weka", form.format(text), tmp_path, think_s="recorded")
+    turns = found[0].turns
+    assert [len(turn.added) for turn in turns] == [100, 150]
+    assert [turn.delay_s for turn in turns] == [None, 2.5]
+    assert [turn.max_tokens for turn in turns] == [10, 20]
+    assert turns[0].added[:64] == turns[1].added[:64]
 
 
 def weka_request(t: float, *, think: float | None = None, size: int = 64) -> dict[str, Any]:
@@ -429,7 +429,8 @@ def otlp(*spans: Any) -> str:
     return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": list(spans)}]}]})
 
 
-def test_otel_spans_of_a_conversation_are_its_turns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_together", [True, False], ids=["one document", "lines"])
+def test_otel_spans_of_a_conversation_are_its_turns(is_together: bool, tmp_path: Path) -> None:
     first = [asks("q1")]
     second = [*first, {"role": "assistant", "parts": [part("a1")]}, asks("q2")]
     fresh = [asks("summarize")]
@@ -443,16 +444,16 @@ def test_otel_spans_of_a_conversation_are_its_turns(tmp_path: Path) -> None:
         {"traceId": "t", "name": "GET", "attributes": [{"key": "a", "value": {}}, {"key": "b"}]},
         {"traceId": "t", "name": "GET", "attributes": None},
     ]
-    for text in (otlp(*spans), "\n".join(otlp(span) for span in spans)):
-        found = read("otel", text, tmp_path, think_s="recorded")
-        assert [one.start_s for one in found] == [0.0, 1.0]
-        turns = found[0].turns
-        assert [turn.delay_s for turn in turns] == [None, 3.5, 0.5]
-        assert [turn.added for turn in turns] == [
-            [says("user", "q1")], [says("user", "q2")], [says("user", "summarize")],
-        ]  # fmt: skip
-        assert [turn.is_fresh for turn in turns] == [True, False, True]
-        assert [turn.max_tokens for turn in turns] == [12, None, None]
+    text = otlp(*spans) if is_together else "\n".join(otlp(span) for span in spans)
+    found = read("otel", text, tmp_path, think_s="recorded")
+    assert [one.start_s for one in found] == [0.0, 1.0]
+    turns = found[0].turns
+    assert [turn.delay_s for turn in turns] == [None, 3.5, 0.5]
+    assert [turn.added for turn in turns] == [
+        [says("user", "q1")], [says("user", "q2")], [says("user", "summarize")],
+    ]  # fmt: skip
+    assert [turn.is_fresh for turn in turns] == [True, False, True]
+    assert [turn.max_tokens for turn in turns] == [12, None, None]
 
 
 def said_by(text: str) -> dict[str, Any]:

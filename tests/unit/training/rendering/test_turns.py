@@ -202,26 +202,35 @@ def test_a_turn_that_the_data_excludes_is_not_trained() -> None:
     assert texts == ["Say 1<|im_end|>", "Say 2<|im_end|>"]
 
 
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"city": "Oslo"}}}
+CALLING = Row(
+    (
+        _user("Weather?"),
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "content": "sunny"},
+    ),
+    (_assistant("Sun"),),
+    tools=({"type": "function", "function": LOOK},),
+)
+
+
 def test_calls_are_trained_and_tool_results_are_not() -> None:
-    call = {"type": "function", "function": {"name": "look", "arguments": {"city": "Oslo"}}}
-    row = Row(
-        (
-            _user("Weather?"),
-            {"role": "assistant", "tool_calls": [call]},
-            {"role": "tool", "content": "sunny"},
-        ),
-        (_assistant("Sun"),),
-        tools=({"type": "function", "function": LOOK},),
-    )
     tokenizer = _tokenizer(HEADER)
-    (example,) = _examples(tokenizer, row)
+    (example,) = _examples(tokenizer, CALLING)
     texts = [tokenizer.decode(example.input_ids[a:b]) for a, b in example.spans]
     assert texts == ['{"name": "look", "arguments": {"city": "Oslo"}}<|eot_id|>', "Sun<|eot_id|>"]
     prompt = example.input_ids[: example.spans[0][0]]
-    assert prompt == _served_prompt(tokenizer, row, 1)
-    for template, part in ((CHATML, "tools"), (HEADER.replace("m.tool_calls", "no"), "tool_calls")):
-        with pytest.raises(ConfigError, match=f"leaves out the row's {part}, 'look'"):
-            _examples(_tokenizer(template), row)
+    assert prompt == _served_prompt(tokenizer, CALLING, 1)
+
+
+@pytest.mark.parametrize(
+    ("template", "part"),
+    [(CHATML, "tools"), (HEADER.replace("m.tool_calls", "no"), "tool_calls")],
+    ids=["tools", "tool_calls"],
+)
+def test_a_template_that_leaves_calls_out_is_refused(template: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=f"leaves out the row's {part}, 'look'"):
+        _examples(_tokenizer(template), CALLING)
 
 
 STRICT = (
