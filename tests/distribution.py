@@ -23,6 +23,7 @@ TOGETHER: tuple[tuple[str, ...], ...] = (
     # vLLM, imported.
     (
         "tests/integration/serving/command/test_vllm_parser.py",
+        "tests/integration/serving/command/test_parser_check.py",
         "tests/integration/serving/engine/", "tests/integration/k8s/test_container_args.py",
     ),
     # Trees of manifests that kubectl has built.

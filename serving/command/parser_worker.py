@@ -26,12 +26,16 @@ class _Refused(Exception):
 def main() -> None:
     block_sklearn()
     gc.disable()  # the modules stay loaded until the process ends
-    flags: list[list[str]] = json.load(sys.stdin)
+    print(f"\n{json.dumps(problems_of(json.load(sys.stdin)))}", flush=True)
+
+
+def problems_of(flags: Sequence[Sequence[str]]) -> list[str | None]:
+    """Return why vLLM's parser refuses each flag, and, if it takes each, all of them together."""
     parser = _vllm_parser()
     problems = [_problem(parser, words) for words in flags]
     if not any(problems):
         problems.append(_problem_together(parser, [word for words in flags for word in words]))
-    print(f"\n{json.dumps(problems)}", flush=True)
+    return problems
 
 
 def _vllm_parser() -> Any:

@@ -9,7 +9,8 @@ import pytest
 
 from serving.command import parser_check
 from serving.command.flags import Flag, configured_flags, flag_words
-from serving.command.parser_check import check_flags, flag_problems
+from serving.command.parser_check import check_flags
+from serving.command.parser_worker import problems_of
 from serving.config import ServingConfig
 from tuneline.core.errors import ConfigError
 
@@ -28,24 +29,33 @@ BAD = {
 }
 
 
-def test_every_bad_flag_is_named_with_its_key() -> None:
+def test_every_bad_flag_is_named() -> None:
     flags = [*configured_flags(ServingConfig(dtype="float32", max_model_len=512))]
     flags += [Flag(flag_words(name, value), name) for name, (value, _) in BAD.items()]
-    problems = dict(problem.split(": ", 1) for problem in flag_problems(flags))
+    found = zip(flags, problems_of([flag.words for flag in flags]), strict=True)
+    problems = {flag.reason: problem for flag, problem in found if problem is not None}
     expected = {name: text for name, (_, text) in BAD.items() if text is not None}
     assert problems.keys() == expected.keys()
     for name, text in expected.items():
         assert text in problems[name], problems[name]
 
 
-def test_flags_that_contradict_are_refused_and_good_flags_are_remembered(
+def test_flags_that_contradict_are_refused() -> None:
+    flags = configured_flags(ServingConfig(extra_args={"enable_auto_tool_choice": True}))
+    *each, together = problems_of([flag.words for flag in flags])
+    assert each == [None] * len(flags)
+    assert together is not None and "requires --tool-call-parser" in together
+
+
+def test_a_bad_flag_is_refused_by_its_key_and_good_flags_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache" / "flags.json"
     monkeypatch.setattr(parser_check, "cache_file", lambda: cache)
-    contradiction = ServingConfig(extra_args={"enable_auto_tool_choice": True})
-    with pytest.raises(ConfigError, match="requires --tool-call-parser") as caught:
-        check_flags(contradiction)
+    with pytest.raises(ConfigError) as caught:
+        check_flags(ServingConfig(extra_args={"seed": 3, "swap_space": 4}))
+    (problem,) = caught.value.problems
+    assert problem.startswith("serving.extra_args.swap_space: vLLM has no flag --swap-space")
     assert caught.value.exit_code == 2
     assert not cache.exists()
     good = ServingConfig(extra_args={"seed": 3})
