@@ -121,7 +121,7 @@ def _quantized(title: str, scheme: str, weights: str) -> Form:
         make="export.quantize.quantize:quantize_model",
         fixed={"scheme": scheme},
         run_options=functools.partial(_group_size, scheme),
-        version=3,
+        version=4,
     )
 
 
@@ -139,7 +139,7 @@ def _calibrated(title: str, method: str, scheme: str, weights: str) -> Form:
         },
         needs_data=True,
         prepare="export.quantize.llm_compressor_environment:calibration_python",
-        version=2,
+        version=3,
     )
 
 

@@ -35,7 +35,10 @@ OF_TEXT = re.compile(r"^((model|language_model|text_model)\.)+")
 LOOKED_UP = (*EMBEDDINGS, "embed_positions", "wpe")
 """Weights with two dimensions that no linear layer multiplies by."""
 IN_EXPERTS = re.compile(r"(.+\.)?(experts|block_sparse_moe|moe)\..+")
-MIXTURES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+MIXTURES = (
+    "deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite", "mixtral", "olmoe", "qwen2_moe",
+    "qwen3_moe", "qwen3_next",
+)  # fmt: skip
 ROUTED = (*MIXTURES, "gemma3n", "gemma3n_text")
 """Families with experts whose quantized models can be proven."""
 STATE_GATES = frozenset({"in_proj_a", "in_proj_b", "in_proj_ba"})
@@ -135,14 +138,10 @@ def choose_layers(
         ignore.append(OTHER_HEADS[family])
     for tensor in tensors:
         shape = tensor.source.shape
-        if not is_in_text_half(base.config, tensor.name):
-            # In the half that reads pictures, only this part of a name is the same in the files, in
-            # memory and in servers.
-            half, _, within = OF_TEXT.sub("", tensor.name).partition(".")
-            is_linear = len(shape) == 2 and within == "weight" and half not in LOOKED_UP
-            ending = r"\..*" if "." in within else "$" if is_linear else None
-            if ending and rf"re:(.*\.)?{half}{ending}" not in ignore:
-                ignore.append(rf"re:(.*\.)?{half}{ending}")
+        if not is_in_text_half(base.config, tensor.name) or base.is_left_out(tensor.name):
+            outside = _pattern_of(tensor.name, shape)
+            if outside is not None and outside not in ignore:
+                ignore.append(outside)
             continue
         module = tensor.name.removesuffix(".weight")
         last = module.rpartition(".")[2]
@@ -174,6 +173,24 @@ def choose_layers(
             hint=AS_IT_IS,
         )
     return schemes, ignore
+
+
+def _pattern_of(name: str, shape: tuple[int, ...]) -> str | None:
+    """Return the entry of `ignore` for a tensor outside the model's own decoder layers; None if no
+    linear layer multiplies by it.
+
+    Servers build the layers that predict further tokens in part without quantization (vLLM's
+    `eh_proj`), and no proof sees these layers. In the half that reads pictures, only this part of a
+    name is the same in the files, in memory and in servers.
+    """
+    half, _, within = OF_TEXT.sub("", name).partition(".")
+    if half == "layers":
+        number, _, within = within.partition(".")
+        half = rf"layers\.{number}"
+    if "." in within:
+        return rf"re:(.*\.)?{half}\..*"
+    is_linear = len(shape) == 2 and within == "weight" and half not in LOOKED_UP
+    return rf"re:(.*\.)?{half}$" if is_linear else None
 
 
 def _require_expert(name: str, shape: tuple[int, ...], family: str, where: Path) -> None:

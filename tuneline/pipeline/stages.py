@@ -211,7 +211,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             MODEL, "Cast the trained model" if whole else "Merge adapter and base", "export",
             "model", (config.export.merge,), (ADAPTER,), _model, prepare=(require_served_weights,),
-            version=4,
+            version=5,
         ),
         Stage(
             PARITY_MERGED, "Prove the merged model", "parity", "parity", (_merged_parity(config),),

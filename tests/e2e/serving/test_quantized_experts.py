@@ -21,7 +21,7 @@ from serving.config import ServingConfig
 from serving.supervisor.process import running_server
 from tests.integration.export import families
 from tests.integration.export.merging import tensors
-from tests.integration.export.quantize.test_experts import ROUTERS, make_base
+from tests.integration.export.quantize.test_experts import ROUTERS, SPARSE_LAYERS, make_base
 from tests.integration.export.quantize.test_quantize import run_quantize
 from tuneline.models.source import resolve_model
 
@@ -29,7 +29,15 @@ ROOT = Path(__file__).parents[3]
 WORKER = Path(__file__).with_name("vllm_weights.py")
 CASES = [
     ("qwen3_moe", "fp8"), ("mixtral", "w4a16"), ("qwen2_moe", "int8"), ("olmoe", "w4a16"),
+    ("qwen3_next", "fp8"), ("glm4_moe", "int8"), ("glm4_moe_lite", "w4a16"),
+    ("deepseek_v2", "int8"), ("deepseek_v3", "w4a16"),
 ]  # fmt: skip
+ATTENTION = {
+    "qwen3_next": ("qkv_proj", "q_proj"), "glm4_moe": ("qkv_proj", "q_proj"),
+    "glm4_moe_lite": ("fused_qkv_a_proj", "q_a_proj"), "deepseek_v2": ("q_proj", "q_proj"),
+    "deepseek_v3": ("fused_qkv_a_proj", "q_a_proj"),
+}  # fmt: skip
+"""The layer that vLLM joins the queries' projection into, and that projection."""
 PARTS = {"mixtral": ("w1", "w3", "w2")}
 HAS_KERNELS = torch.cpu._is_amx_tile_supported() or importlib.util.find_spec("zentorch") is not None
 
@@ -52,7 +60,8 @@ def test_vllm_s_own_loader_puts_every_expert_in_its_place(tmp_path: Path) -> Non
         gate, up, down = PARTS.get(family, ("gate_proj", "up_proj", "down_proj"))
         weight = "weight_packed" if scheme == "w4a16" else "weight"
         num_compared = 0
-        for layer in range(1 if family == "qwen2_moe" else 2):
+        layers = SPARSE_LAYERS.get(family, [0, 1])
+        for layer in layers:
             prefix = f"model.layers.{layer}"
             for kind in (weight, "weight_scale"):
                 w13, w2 = (
@@ -68,13 +77,18 @@ def test_vllm_s_own_loader_puts_every_expert_in_its_place(tmp_path: Path) -> Non
                     assert torch.equal(w13[expert].float(), joined), (family, layer, expert, kind)
                     assert torch.equal(w2[expert].float(), parts[down].float())
                     num_compared += 3
-                query = stored[f"{prefix}.self_attn.q_proj.{kind}"].float()
-                found = held[f"{prefix}.self_attn.qkv_proj.{kind}"].float()
+                if f"{prefix}.linear_attn.out_proj.{kind}" in stored:
+                    joined_name = name = f"{prefix}.linear_attn.in_proj_qkvz"
+                else:
+                    joint, own = ATTENTION.get(family, ("qkv_proj", "q_proj"))
+                    joined_name, name = f"{prefix}.self_attn.{joint}", f"{prefix}.self_attn.{own}"
+                query = stored[f"{name}.{kind}"].float()
+                found = held[f"{joined_name}.{kind}"].float()
                 assert torch.equal(found[: len(query)], query)
             for router in ROUTERS[family]:
                 name = f"{prefix}.{router}.weight"
                 assert torch.equal(held[name], stored[name])
-        assert num_compared == (24 if family == "qwen2_moe" else 48)
+        assert num_compared == 24 * len(layers)
         assert torch.equal(held["lm_head.weight"][: families.VOCABULARY], stored["lm_head.weight"])
 
 

@@ -44,6 +44,14 @@ SIZES = {
 }  # fmt: skip
 FEW = {"num_experts": 4, "num_experts_per_tok": 2}
 EXPERTS = {**FEW, "moe_intermediate_size": 128, "mlp_only_layers": []}
+ROUTED = {
+    **SIZES, "moe_intermediate_size": 128, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+LATENT = {
+    **ROUTED, "num_key_value_heads": 2, "kv_lora_rank": 32, "q_lora_rank": 32,
+    "qk_rope_head_dim": 32, "qk_nope_head_dim": 32, "v_head_dim": 32, "topk_method": "noaux_tc",
+}  # fmt: skip
 MIXTURES: dict[str, Callable[[], Any]] = {
     "mixtral": lambda: transformers.MixtralConfig(
         **SIZES, num_local_experts=4, num_experts_per_tok=2
@@ -53,7 +61,21 @@ MIXTURES: dict[str, Callable[[], Any]] = {
         **SIZES, **{**EXPERTS, "mlp_only_layers": [1]}, shared_expert_intermediate_size=64
     ),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**SIZES, **EXPERTS, head_dim=64),
-}
+    "qwen3_next": lambda: transformers.Qwen3NextConfig(
+        **SIZES, **EXPERTS, head_dim=64, shared_expert_intermediate_size=64,
+        **{**families.LINEAR_ATTENTION, "linear_key_head_dim": 32, "linear_value_head_dim": 32},
+    ),
+    "glm4_moe": lambda: transformers.Glm4MoeConfig(**ROUTED, head_dim=64, use_qk_norm=True),
+    "glm4_moe_lite": lambda: transformers.Glm4MoeLiteConfig(**LATENT),
+    "deepseek_v2": lambda: transformers.DeepseekV2Config(
+        **{**LATENT, "q_lora_rank": None, "topk_method": "greedy"}
+    ),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(**LATENT),
+}  # fmt: skip
+SPARSE_LAYERS = {
+    "qwen2_moe": [0], "glm4_moe": [1], "glm4_moe_lite": [1], "deepseek_v2": [1], "deepseek_v3": [1],
+}  # fmt: skip
+"""The layers with experts, of families that do not have them in both layers."""
 DENSE: dict[str, Callable[[], Any]] = {
     "nanochat": lambda: transformers.NanoChatConfig(**SIZES),
     "mamba2": lambda: transformers.Mamba2Config(
@@ -72,7 +94,10 @@ LOADED_HERE = [
 ROUTERS = {
     "mixtral": ["block_sparse_moe.gate"], "olmoe": ["mlp.gate"], "qwen3_moe": ["mlp.gate"],
     "qwen2_moe": ["mlp.gate", "mlp.shared_expert_gate"],
+    "qwen3_next": ["mlp.gate", "mlp.shared_expert_gate"], "glm4_moe": ["mlp.gate"],
+    "glm4_moe_lite": ["mlp.gate"], "deepseek_v2": ["mlp.gate"], "deepseek_v3": ["mlp.gate"],
 }  # fmt: skip
+STATE_GATES = {"qwen3_next": ["model.layers.0.linear_attn.in_proj_ba"]}
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
@@ -92,9 +117,9 @@ def test_each_expert_is_stored_as_the_library_stores_it(
     if name == "w4a16":
         scheme.weights.group_size = 32
     compressor = BaseCompressor.get_value_from_registry(FORMATS[name])
-    num_layers = 1 if family == "qwen2_moe" else 2
+    layers = SPARSE_LAYERS.get(family, [0, 1])
     experts = [key for key in before if re.fullmatch(r".+\.experts\.\d\.\w+\.weight", key)]
-    assert len(experts) == num_layers * 4 * 3
+    assert len(experts) == len(layers) * 4 * 3
     for key in experts:
         weight = before[key]
         groups = weight.float().reshape(len(weight), -1, scheme.weights.group_size or 128)
@@ -112,10 +137,8 @@ def test_each_expert_is_stored_as_the_library_stores_it(
             assert value.dtype == expected[part].dtype, (key, part)
             assert torch.equal(value.view(torch.uint8), expected[part].view(torch.uint8))
 
-    routers = [
-        f"model.layers.{layer}.{router}" for layer in range(num_layers)
-        for router in ROUTERS[family]
-    ]  # fmt: skip
+    routers = [f"model.layers.{layer}.{router}" for layer in layers for router in ROUTERS[family]]
+    routers += STATE_GATES.get(family, [])
     said = json.loads((made.path / "config.json").read_text())["quantization_config"]
     assert sorted(said["ignore"]) == sorted(["lm_head", *routers])
     for router in routers:
@@ -378,15 +401,59 @@ def test_a_folder_that_says_otherwise_than_it_stores_is_an_error(
 
 
 def test_other_mixtures_are_refused_by_name(tmp_path: Path) -> None:
-    base = families.make_base(tmp_path / "base", "qwen3-next", torch.bfloat16)
+    base = families.save_random(
+        tmp_path / "base", families.NAMED_OTHERWISE["lfm2-moe"](), torch.bfloat16
+    )
     adapter = families.make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
-    match = r"experts.*: a mixture of experts of the family qwen3_next; expected one of mixtral"
+    match = r"experts.*: a mixture of experts of the family lfm2_moe; expected one of deepseek_v2"
     with pytest.raises(ArtifactError, match=match):
         run_quantize(base, "int8", tmp_path / "out")
     config = MergeConfig.model_validate({"quantize": "int8"})
     with pytest.raises(ArtifactError, match=match):
         merge(config, resolve_model(str(base)), adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "pattern"),
+    [
+        ("glm4_moe", "model.layers.2", r"re:(.*\.)?layers\.2\..*"),
+        ("qwen3_next", "mtp.layers.0", r"re:(.*\.)?mtp\..*"),
+    ],
+)
+def test_layers_that_predict_further_tokens_keep_their_format(
+    family: str, prefix: str, pattern: str, tmp_path: Path
+) -> None:
+    """vLLM builds `eh_proj` and the head of such layers without quantization, and drafts with
+    them."""
+    base = make_base(tmp_path / "base", family)
+    further: dict[str, torch.Tensor] = {}
+
+    def add(values: dict[str, torch.Tensor]) -> None:
+        for name, value in list(values.items()):
+            if name.startswith("model.layers.1."):
+                further[name.replace("model.layers.1", prefix)] = value.clone()
+        wide = torch.cat([values["lm_head.weight"][:128]] * 2, dim=1)
+        further[f"{prefix}.eh_proj.weight"] = wide
+        further[f"{prefix}.embed_tokens.weight"] = values["lm_head.weight"].clone()
+        values.update(further)
+
+    edit_tensors(base / "model.safetensors", add)
+    made = run_quantize(base, "int8", tmp_path / "out")
+    found = tensors(made.path)
+    assert len(further) > 20
+    assert {name for name in found if name.startswith(f"{prefix}.")} == further.keys()
+    assert all(torch.equal(found[name], value) for name, value in further.items())
+    said = json.loads((made.path / "config.json").read_text())["quantization_config"]["ignore"]
+    assert pattern in said and not [name for name in said if name.startswith(prefix)]
+    assert found["model.layers.1.self_attn.q_proj.weight"].dtype == torch.int8
+    network, _ = load_model(made.path)
+    plain = make_base(tmp_path / "plain", family)
+    other, _ = load_model(run_quantize(plain, "int8", tmp_path / "plain-out").path)
+    found_logits, expected = (
+        families._logits(one, families.VOCABULARY) for one in (network, other)
+    )
+    assert torch.equal(found_logits, expected)
 
 
 @pytest.mark.parametrize(
