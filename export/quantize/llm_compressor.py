@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,14 @@ from export.quantize.llm_compressor_environment import PINS, calibration_python
 from export.quantize.quantize import plan_quantized
 from export.quantize.schemes import quantization_config
 from export.weights.model_folder import read_base
-from export.weights.tensor_file import TORCH_DTYPES, is_finite, read_tensor, read_tensor_file
+from export.weights.tensor_file import (
+    TORCH_DTYPES,
+    Stored,
+    TensorFile,
+    is_finite,
+    read_tensor,
+    read_tensor_file,
+)
 from export.weights.writer import require_free
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.errors import ArtifactError, DataError
@@ -41,6 +48,7 @@ from tuneline.models.tokenizer import load_tokenizer
 WORKER = Path(__file__).with_name("llm_compressor_worker.py")
 IN_DECODER_LAYERS = r"re:.*\.layers\.\d+\..*"
 STEP = re.compile(r"\((\d+)/(\d+)\): (Calibrating|Propagating)")
+BLOCK_BYTES = 2**24
 RENAMED = ("mixtral",)
 """Families whose experts have other names in the files that llm-compressor 0.14 writes."""
 
@@ -96,7 +104,11 @@ def quantize_calibrated(
             for output in file.outputs
             for entry in output.written
         }
-        _take(work / "model", draft.dir, expected, config.method)
+        made = _checked(work / "model", expected, config.method)
+        if config.method == "gptq":
+            outputs = [output for file in files for output in file.outputs if not output.scheme]
+            _restore(made, {output.written[0].name: output.source for output in outputs})
+        _take(work / "model", made, draft.dir)
         write_json(draft.dir / CONFIG, {**opened.config, "quantization_config": said})
         copy_companions(model.path, model.path, draft.dir)
         draft.metrics.update(
@@ -205,18 +217,17 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
     yield rest.decode(errors="replace").strip()
 
 
-def _take(
-    made: Path, out: Path, expected: dict[str, tuple[str, tuple[int, ...]]], method: str
-) -> None:
-    """Take the weights of a folder that llm-compressor wrote.
+def _checked(
+    made: Path, expected: dict[str, tuple[str, tuple[int, ...]]], method: str
+) -> list[TensorFile]:
+    """Return the files of the weights that llm-compressor wrote.
 
     Raises:
         ArtifactError: The tensors are not the expected ones, or have values that are not finite.
     """
-    files = sorted(made.glob("*.safetensors"))
+    files = [read_tensor_file(path) for path in sorted(made.glob("*.safetensors"))]
     found = {}
-    for file in files:
-        opened = read_tensor_file(file)
+    for opened in files:
         found.update({entry.name: (entry.dtype, entry.shape) for entry in opened.entries})
         for entry in opened.entries:
             if entry.dtype in TORCH_DTYPES and not is_finite(read_tensor(opened, entry)):
@@ -231,7 +242,34 @@ def _take(
             f"expected {expected.get(name, 'nothing')}",
             hint="llm-compressor treats this family differently. Try: leave out --method",
         )
+    return files
+
+
+def _restore(files: Sequence[TensorFile], kept: Mapping[str, Stored]) -> None:
+    """Write the model's own values over the tensors that GPTQ does not quantize.
+
+    llm-compressor 0.14 adds one to the norms of families that compute with 1 + w (Gemma,
+    Qwen3-Next), and takes it away again: in bfloat16 that rounds them.
+    """
     for file in files:
-        file.rename(out / file.name)
+        with file.path.open("r+b") as written:
+            for entry in file.entries:
+                if entry.name in kept:
+                    written.seek(len(file.header) + entry.begin)
+                    _copy_bytes(kept[entry.name], written)
+
+
+def _copy_bytes(source: Stored, written: IO[bytes]) -> None:
+    with source.file.path.open("rb") as opened:
+        opened.seek(len(source.file.header) + source.entry.begin)
+        left = source.entry.num_bytes
+        while block := opened.read(min(left, BLOCK_BYTES)):
+            written.write(block)
+            left -= len(block)
+
+
+def _take(made: Path, files: Sequence[TensorFile], out: Path) -> None:
+    for file in files:
+        file.path.rename(out / file.path.name)
     if (made / INDEX).is_file():
         shutil.copyfile(made / INDEX, out / INDEX)

@@ -82,6 +82,7 @@ def logits(folder: Path, base: Path) -> torch.Tensor:
         ("gptq", "int8", "qwen2", torch.bfloat16),
         ("awq", "w4a16", "qwen3", torch.bfloat16),
         ("gptq", "w4a16", "qwen3_moe", torch.bfloat16),
+        ("gptq", "w4a16", "qwen3_next", torch.bfloat16),
     ],
 )
 def test_it_stores_what_the_scheme_stores_and_answers_nearer(
