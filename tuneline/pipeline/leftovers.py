@@ -23,7 +23,9 @@ from tuneline.pipeline.run_config import Run, load_run
 from tuneline.pipeline.stage import STAGE_NAMES
 from tuneline.pipeline.up import REMOVED, lock_run
 
-NAME = re.compile(rf"\.?((.+)-[0-9a-f]{{{KEY_LENGTH}}})(\.partial|\.work)?")
+LINKED = ".linked"
+"""How the name of a folder ends into which a search links an artifact."""
+NAME = re.compile(rf"\.?((.+)-[0-9a-f]{{{KEY_LENGTH}}})(\.partial|\.work|{re.escape(LINKED)})?")
 """`<stage>-<key>` of an artifact, or the hidden folders of a stage that writes it."""
 STAGES = {*STAGE_NAMES, *FORMS, *(f"parity-{name}" for name in FORMS)}
 EARLIER = "made by another configuration, or by an earlier Tuneline"
@@ -73,9 +75,11 @@ def find_leftovers(run: Run) -> Leftovers:
     found, undecided = [], set()
     for path in sorted(run.dir.glob("*")):
         match = NAME.fullmatch(path.name)
-        if match is None or match[2] not in STAGES or not path.is_dir() or match[1] in needed:
+        if match is None or match[2] not in STAGES or not path.is_dir():
             continue
-        if match[2] in waiting:
+        if match[1] in needed and match[3] != LINKED:
+            continue
+        if match[2] in waiting and match[3] != LINKED:
             undecided.add(match[2])
         elif match[3] or path.name in artifacts:
             reason = UNFINISHED if match[3] else EARLIER

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +19,7 @@ from tuneline.core.errors import TunelineError
 from tuneline.core.lock import locked_file
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
+from tuneline.pipeline.leftovers import LINKED
 from tuneline.pipeline.plan import select_stages
 from tuneline.pipeline.run_config import Run, resolve_trained
 from tuneline.pipeline.search_checks import (
@@ -140,10 +140,12 @@ def link_artifacts(source: Path, target: Path, names: Sequence[str] = ("",)) -> 
         place = target / artifact.name
         if place.exists():
             continue
-        with TemporaryDirectory(prefix=".linked-", dir=target) as partial:
-            shutil.copytree(artifact, Path(partial) / artifact.name, copy_function=_link)
-            with contextlib.suppress(OSError):  # another process was faster
-                (Path(partial) / artifact.name).rename(place)
+        partial = target / f".{artifact.name}{LINKED}"
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        shutil.copytree(artifact, partial, copy_function=_link)
+        with contextlib.suppress(OSError):  # another process was faster
+            partial.rename(place)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,39 @@ def test_unfinished_work_is_kept_if_its_stage_would_go_on_with_it(run: Run) -> N
         for end in ("work", "partial"):
             (run.dir / f".{name}.{end}").mkdir()
     assert found(run) == [f".adapter-{OLD}.partial", f".adapter-{OLD}.work"]
+
+
+def test_what_a_killed_search_linked_is_a_leftover_though_its_stage_is_current(run: Run) -> None:
+    name = next_of(run, "dataset").name
+    (run.dir / f".{name}.linked").mkdir()
+    (run.dir / f".model-{OLD}.linked").mkdir()
+    assert found(run) == [f".{name}.linked", f".model-{OLD}.linked"]
+
+
+LINKS = """
+import os, sys
+from pathlib import Path
+from tuneline.pipeline import search
+link, linked = search._link, []
+def link_or_die(source, target):
+    if linked:
+        os.kill(os.getpid(), 9)
+    linked.append(link(source, target))
+search._link = link_or_die if sys.argv[3] == "killed" else link
+search.link_artifacts(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_search_that_was_killed_while_it_linked_links_again(tmp_path: Path) -> None:
+    name = f"adapter-{OLD}"
+    artifact(tmp_path / "from" / name, "adapter")
+    ends = []
+    for end in ("killed", "whole"):
+        words = [sys.executable, "-c", LINKS, str(tmp_path / "from"), str(tmp_path / "to"), end]
+        status = subprocess.run(words, check=False).returncode
+        ends.append((status, [path.name for path in (tmp_path / "to").iterdir()]))
+    assert ends == [(-9, [f".{name}.linked"]), (0, [name])]
+    assert open_artifact(tmp_path / "to" / name).kind == "adapter"
 
 
 @pytest.mark.parametrize(
