@@ -59,6 +59,15 @@ BITS = {"int8": 8, "int4": 4}
 BUILDER_NAMES = {"float32": "fp32", "int8": "int8", "int4": "int4"}
 """The builder's own names of the number formats."""
 
+BUILDER = """
+import runpy, sys
+from tuneline.core.parent import end_with_parent
+end_with_parent(int(sys.argv.pop(1)))
+runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
+"""
+"""The program of the builder's process. One that outlives a killed export would write into the
+folder of the next."""
+
 MAX_NOISE = {"float16": 0.001, "int8": 0.05, "int4": 0.5}
 """Largest `noise` of a rounded graph. The limits are loose: only a graph that computes something
 else exceeds them. `tuneline prove` measures the effect of rounding."""
@@ -257,8 +266,8 @@ def run_builder(model: ModelSource, folder: Path, weights: str) -> None:
         raise _no_decoder(model, family, unknown)  # saves the builder's start of half a minute
     with tempfile.TemporaryDirectory(prefix="tuneline-onnx-") as cache:
         command = [
-            sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(model.path),
-            "-o", str(folder), "-p", BUILDER_NAMES[weights], "-e", "cpu", "-c", cache,
+            sys.executable, "-P", "-c", BUILDER, str(os.getpid()), "-i", str(model.path), "-o",
+            str(folder), "-p", BUILDER_NAMES[weights], "-e", "cpu", "-c", cache,
             # A tied embedding would be read from the output layer's rounded weights.
             "--extra_options", "hf_token=false", "shared_embeddings=false",
         ]  # fmt: skip

@@ -7,7 +7,9 @@ ids per line), the recipe, and the linear layers that stay unquantized.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,12 @@ from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+PR_SET_PDEATHSIG = 1
+
 
 def main(job: dict[str, Any]) -> None:
+    # Its parent's next run would write into the same folder.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not torch.accelerator.is_available():
         # llm-compressor pins memory for copies to an accelerator; without one, torch refuses.
         IntermediatesCache.pin_memory = lambda *_, **__: None

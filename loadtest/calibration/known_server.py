@@ -30,8 +30,8 @@ from loadtest.calibration.known_routes import MessagesStream, ResponsesStream
 from loadtest.calibration.known_stream import FAULTS, Delays, Stream, Truth
 from loadtest.client.clocks import realtime_offset_ns
 from loadtest.client.connection import ANCILLARY_BYTES, SO_TIMESTAMPNS, TIMESPEC
-from loadtest.client.host import end_with_parent
 from loadtest.client.tls import TlsStream
+from tuneline.core.parent import end_with_parent
 
 STREAMS: dict[str, type[Stream]] = {
     "/v1/chat/completions": Stream,

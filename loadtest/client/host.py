@@ -1,23 +1,13 @@
-"""This process on its machine: what was taken from it meanwhile, and how it ends."""
+"""The machine of this process, and what other processes took from it."""
 
 from __future__ import annotations
 
-import ctypes
 import resource
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 STAT = Path("/proc/stat")
 CGROUP_FILES = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
-
-
-PR_SET_PDEATHSIG = 1
-
-
-def end_with_parent() -> None:
-    """Let a parent that is killed take this process along: no load without someone watching it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ import uvloop
 from loadtest.client.client import Client
 from loadtest.client.clocks import receive_times
 from loadtest.client.connection import Request
-from loadtest.client.host import end_with_parent
 from loadtest.client.plan import Plan
 from loadtest.client.records import Records
 from loadtest.client.rows import Seen, to_records
@@ -35,6 +34,7 @@ from loadtest.client.scribe import Scribe
 from loadtest.client.self_check import MAX_THINNED, Lags, self_check_document
 from loadtest.client.session_client import SessionClient
 from loadtest.routes.table import ROUTES
+from tuneline.core.parent import end_with_parent
 
 NICE = -10
 READS_PER_DOCUMENT = 16
@@ -44,7 +44,7 @@ POOL_LEAD_S = 1.0
 
 
 def main() -> None:
-    end_with_parent()
+    end_with_parent()  # no load without someone watching it
     # The client must not wait for the server that it measures. Without permission it goes on.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -14,9 +12,9 @@ from typing import Any
 
 from tuneline.core.environment import block_sklearn, refuse_fetched_kernels
 from tuneline.core.errors import TunelineError
+from tuneline.core.parent import end_with_parent
 
 HELDOUT_FILE = "heldout.jsonl"
-PR_SET_PDEATHSIG = 1
 
 
 def error_file(folder: Path, rank: int) -> Path:
@@ -28,7 +26,7 @@ def main(spec_file: Path) -> int:
     """Train as the specification says, and write into a file what ended this process."""
     spec: dict[str, Any] = json.loads(spec_file.read_text(encoding="utf-8"))
     folder, rank = spec_file.parent, int(os.environ["RANK"])
-    _end_with_parent(int(spec["parent"]))
+    end_with_parent(int(spec["parent"]))
     refuse_fetched_kernels()
     block_sklearn()
     try:
@@ -68,13 +66,6 @@ def _train(spec: dict[str, Any], reports: Path | None) -> None:
         relative_to=Path(spec["relative_to"]),
         on_heldout=None if reports is None else report,
     )
-
-
-def _end_with_parent(parent: int) -> None:
-    """Let the kernel end this process when its parent ends, however it ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":
