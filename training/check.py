@@ -24,6 +24,7 @@ from training.methods import find_method, require_kinds
 from training.methods.trial import require_trainer
 from training.model import quiet_libraries
 from training.tracking.reporting import chosen_trackers
+from tuneline.core.digests import short_digest
 from tuneline.models.chat import chosen_template, set_template, writes_date
 from tuneline.models.context import require_context
 from tuneline.models.source import ModelSource
@@ -57,7 +58,9 @@ def check_data(
     require_metric(config, method)
     method.check_models(config, base, tokenizer)
     chosen_trackers(config)
-    found: dict[str, str] = {}
+    found = {}
+    for model in config.method.models():
+        found["teacher"] = f"{model.name} ({short_digest(model.digest)})"
     limit = limit_of(data, base.path, config) if data.checks.length.action == "fix" else None
     longest, dated = 0, False
     last: set[str] = set()

@@ -30,10 +30,11 @@ def answered_rows(rows: Sequence[Row], file: str) -> list[Row]:
     """
     answered = [row for row in rows if row.completion and row.label is not False]
     if not answered:
+        alone = " Without an evaluation: tuneline train" if any(row.prompt for row in rows) else ""
         raise DataError(
             f"{file}: no row has an answer; expected rows with prompt and answer",
-            hint="Try: data.heldout_path with rows that have a prompt and an answer. Plain text is "
-            "trained, and a model that learns it is judged by its answers.",
+            hint="Try: data.heldout_path with rows that have a prompt and an answer, which the "
+            f"evaluation compares with the model's own answers.{alone}",
         )
     return answered
 

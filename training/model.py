@@ -68,6 +68,7 @@ def load_base(
     *,
     task_type: TaskType = "CAUSAL_LM",
     in_4bit: bool = False,
+    what: str | None = None,
 ) -> Any:
     """Return a model with its weights in `dtype`, on the GPU if there is one.
 
@@ -76,9 +77,8 @@ def load_base(
             with its own.
         task_type: `SEQ_CLS` gives the model one score in place of the next token, from a new linear
             layer with random weights; `FEATURE_EXTRACTION` leaves the head out.
-
-    Args:
         in_4bit: Whether bitsandbytes keeps the linear layers in NF4; they compute in `dtype`.
+        what: The model as messages call it; the base model by default.
 
     Raises:
         ArtifactError: The folder cannot be loaded, or its files lack weights.
@@ -86,7 +86,7 @@ def load_base(
     # transformers takes sdpa by itself, and eager attention if a network has no sdpa.
     options: dict[str, Any] = {} if attention == "sdpa" else {"attn_implementation": attention}
     options["load"] = LOADERS[task_type]
-    what = f"base model {base.name}"
+    what = what or f"base model {base.name}"
     if not in_4bit:
         return load_network(base.path, dtype, what=what, **options).to(device())
     from transformers import BitsAndBytesConfig

@@ -101,7 +101,7 @@ class SampledOptions(TrlOptions):
     max_completion_length: PositiveInt = 256
     """Longest answer, in tokens."""
     temperature: PositiveFloat = 1.0
-    """Of the answers that are sampled."""
+    """Of the answers that are sampled. The loss reads probabilities at this temperature too."""
 
     @property
     def answers_per_prompt(self) -> int:
@@ -195,9 +195,11 @@ class DistillationConfig(SampledOptions):
 
     def resolved(self, relative_to: Path) -> Self:
         folder = relative_to / self.teacher_model_name_or_path
-        if not folder.is_dir():
-            return self
-        return self.model_copy(update={"teacher_model_name_or_path": str(folder.resolve())})
+        return self.taught_by(folder.resolve()) if folder.is_dir() else self
+
+    def taught_by(self, folder: Path) -> Self:
+        """Return the options with the teacher of a folder."""
+        return self.model_copy(update={"teacher_model_name_or_path": str(folder)})
 
 
 class RewardConfig(TrlOptions):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ def check_sampled(config: TrainingConfig, config_class: type[Any]) -> TrlOptions
 
 
 def require_step(config: TrainingConfig, rows: Sequence[Row], file: str) -> None:
-    """Check that there are prompts for a step; TRL drops those that do not fill one.
+    """Check that there are prompts for a step.
 
     Raises:
         DataError: There are too few.
@@ -117,22 +118,32 @@ class Prompts(Sampler[int]):  # type: ignore[misc]
     """Prompts in an order that seed and epoch determine, each as often as TRL takes it.
 
     TRL's sampler goes on from the state that it had at the end of the epoch before, so a run that
-    resumes in a later epoch gets another order.
+    resumes in a later epoch gets another order. It also leaves out the prompts that do not fill the
+    last step of an epoch; here the first prompts of the epoch fill it.
     """
 
     def __init__(self, sampler: Any, seed: int) -> None:
-        self.sampler, self.seed = sampler, seed
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch; accelerate calls this before the epoch starts."""
-        if self.sampler.shuffle:
-            self.sampler.generator.manual_seed(self.seed + epoch)
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        of = self.sampler
+        num_steps: int = math.ceil(of.num_samples / of.batch_size)
+        per_step: int = of.batch_size * of.mini_repeat_count * of.repeat_count
+        return num_steps * per_step
 
     def __iter__(self) -> Iterator[int]:
-        yield from self.sampler
+        of = self.sampler
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(of.num_samples, generator=generator).tolist()
+        order += order[: -len(order) % of.batch_size]
+        for start in range(0, len(order), of.batch_size):
+            step = order[start : start + of.batch_size]
+            for index in step * of.repeat_count:
+                yield from [index] * of.mini_repeat_count
 
 
 class SampledAnswers(RowMeans):
@@ -159,6 +170,15 @@ class SampledAnswers(RowMeans):
         if self.model.training:  # type: ignore[attr-defined]
             self.num_sampled_tokens += int(batch["completion_mask"].sum())
         return batch
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer without dropout, as the trained model will; TRL answers in training mode."""
+        was_training = self.model.training  # type: ignore[attr-defined]
+        self.model.eval()  # type: ignore[attr-defined]
+        try:
+            return super()._generate_single_turn(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.model.train(was_training)  # type: ignore[attr-defined]
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Return the token ids that were checked; TRL would render the prompts itself."""

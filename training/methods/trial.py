@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from training.adapters.lora import add_lora
 from training.config import TrainingConfig
+from training.config.method import DistillationConfig
 from training.loop.arguments import trainer_arguments
 from training.methods import find_method
 
@@ -39,14 +40,16 @@ def require_trainer(config: TrainingConfig, tokenizer: Any, examples: Sequence[A
     method, is_full = find_method(config.method), config.finetuning_type == "full"
     if not examples or (is_full and config.method.type == "grpo"):
         return  # TRL would load the reference from the base's folder
-    if config.method.models():
-        return  # a teacher would be loaded
     largest = max(max(ids) for example in examples for ids in method.sequences(example))
     network = LlamaConfig(vocab_size=max(len(tokenizer), largest + 1), **TINY)
     model = NETWORKS[method.task_type](network)
     if not is_full:
         model = add_lora(TrainingConfig(r=1), model, method.task_type)
     with _one_process(), TemporaryDirectory(prefix="tuneline-trial-") as folder:
+        if isinstance(config.method, DistillationConfig):
+            network_dir = Path(folder) / "teacher"
+            LlamaForCausalLM(network).save_pretrained(network_dir)
+            config = config.model_copy(update={"method": config.method.taught_by(network_dir)})
         arguments = trainer_arguments(config, Path(folder), resumed=True)
         arguments |= {"use_liger_kernel": False, "optim": "adamw_torch"}
         method.trainer(config, model, tokenizer, arguments, examples, examples)

@@ -75,6 +75,13 @@ class Recipe:
         return f"{self.pooling} pooling{layers}, {'' if self.is_normalized else 'not '}normalized"
 
 
+def writes_text(folder: Path) -> bool:
+    """Return whether the files of a model folder leave open that the model writes text."""
+    names = read_json(folder / CONFIG, ModelConfig).get("architectures") or []
+    is_text = not names or any(name.endswith(TEXT_CLASSES) for name in names)
+    return is_text and not (folder / MODULES).is_file()
+
+
 def read_recipe(folder: Path, *, pooling: str | None = None) -> Recipe:
     """Return how a model folder makes vectors.
 

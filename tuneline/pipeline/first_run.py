@@ -304,7 +304,7 @@ def _method(facts: DataFacts) -> list[Choice]:
                               "reference model; reward trains a model that scores."),
         "label": ("kto", "Rows are answers with a label."),
         "prompt": ("grpo", "Rows are prompts without an answer: the model's own answers are "
-                           "scored by a function."),
+                           "scored by a function. distillation learns from a larger model."),
         "retrieval": ("embedding", "Rows are queries with passages: they train a model of "
                                    "vectors."),
     }[facts.kind]  # fmt: skip

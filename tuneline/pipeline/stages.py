@@ -180,7 +180,7 @@ def _all_stages(run: Run) -> list[Stage]:
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
             "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
             inputs=training_inputs, prepare=(_require_targets,), accepts=(require_measured,),
-            version=9,
+            version=10,
         ),
         Stage(
             EVALUATION_TUNED, f"Evaluate {tuned}", "evaluation", "evaluation",

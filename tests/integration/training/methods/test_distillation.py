@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+)
 
 from export import merge_adapter, prove_model
 from export.config import MergeConfig, ParityConfig
@@ -207,6 +213,24 @@ def _capped(folder: Path) -> None:
     network.save_pretrained(folder)
 
 
+def _rewarding(folder: Path) -> None:
+    """Write a model of scores, whose tied head transformers would take for one of tokens."""
+    make_base(folder)
+    network = LlamaForSequenceClassification(LlamaConfig.from_pretrained(folder, num_labels=1))
+    network.save_pretrained(folder)
+
+
+def _embedding(folder: Path) -> None:
+    make_base(folder)
+    (folder / "modules.json").write_text("[]")
+
+
+def _ends_otherwise(folder: Path) -> None:
+    """Write a model that ends its turns with a token at which the base does not stop."""
+    make_base(folder, chat_template=CHATML.replace("<|im_end|>", "<|endoftext|>"))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+
+
 def _no_weights(folder: Path) -> None:
     make_base(folder)
     (folder / "model.safetensors").unlink()
@@ -219,6 +243,9 @@ def _no_weights(folder: Path) -> None:
         (_cut, ConfigError, "has 284 rows, and that of the base model base has 292"),
         (_short, DataError, "takes 64"),
         (_capped, ConfigError, "leaves out what this network, or the base model's, does"),
+        (_rewarding, ArtifactError, "is a model of vectors or scores"),
+        (_embedding, ArtifactError, "is a model of vectors or scores"),
+        (_ends_otherwise, ConfigError, "ends its answers with '<|endoftext|>', at which the base"),
         (_no_weights, ArtifactError, "no weights; expected safetensors"),
         (None, TunelineError, "no such folder"),
     ],
@@ -249,3 +276,86 @@ def test_another_chat_template_of_the_teacher_is_said(
     with caplog.at_level(logging.WARNING):
         find_method(config.method).check_models(config, base, load_tokenizer(base.path))
     assert "the chat template of teacher" in caplog.text
+
+
+def test_a_teacher_that_ends_otherwise_teaches_with_its_end_token(
+    folder: Path, base: ModelSource
+) -> None:
+    _ends_otherwise(folder / "ends")
+    config = _config(folder, "ends", eos_token="<|endoftext|>")
+    find_method(config.method).check_models(config, base, load_tokenizer(base.path))
+
+
+def test_a_base_teaches_only_its_own_4_bit_form(folder: Path, base: ModelSource) -> None:
+    config, tokenizer = _config(folder, "base"), load_tokenizer(base.path)
+    check = find_method(config.method).check_models
+    with pytest.raises(ConfigError, match="base is the base model itself"):
+        check(config, base, tokenizer)
+    check(_config(folder, "base", load_in_4bit=True), base, tokenizer)
+
+
+def test_the_held_out_loss_is_the_mean_of_all_answer_tokens(
+    folder: Path, base: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(folder, options={"temperature": 0.7, "max_completion_length": 12})
+    method, tokenizer = find_method(config.method), load_tokenizer(base.path)
+    rows = [KINDS["uneven"](index) for index in range(7)]
+    # With many stop tokens, answers of random weights end early, at unequal lengths.
+    prompts = method.render(config, tokenizer, rows, [2, *range(40, 80)], "rows")
+    model, _, _ = load_trainable(config, base)
+    arguments = trainer_arguments(config, tmp_path, resumed=True)
+    trainer = method.trainer(config, model, tokenizer, arguments, prompts, prompts)
+    batches: list[Any] = []
+    answer = trainer._generate_and_score_completions
+
+    def noted(inputs: Any) -> Any:
+        batches.append(answer(inputs))
+        return batches[-1]
+
+    monkeypatch.setattr(trainer, "_generate_and_score_completions", noted)
+    trainer.model.eval()
+    found = trainer.evaluate()
+    teacher = AutoModelForCausalLM.from_pretrained(folder / "teacher")
+    losses, entropies = [], []
+    for batch in batches:
+        for index in range(len(batch["prompt_ids"])):
+            prompt, said = (
+                batch[f"{part}_ids"][index][batch[f"{part}_mask"][index].bool()].tolist()
+                for part in ("prompt", "completion")
+            )
+            q, p = (
+                _distributions(each, [*prompt, *said])[len(prompt) - 1 : -1]
+                for each in (trainer.model, teacher)
+            )
+            losses += (q * np.log(q / p)).sum(-1).tolist()
+            entropies += (-q * np.log(q)).sum(-1).tolist()
+    assert [len(batch["prompt_ids"]) for batch in batches] == [4, 3]
+    assert len(losses) == sum(int(batch["completion_mask"].sum()) for batch in batches) < 84
+    assert found["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found["eval_entropy"] == pytest.approx(np.mean(entropies), rel=1e-5)
+
+
+def test_answers_are_given_without_dropout(folder: Path, base: ModelSource, tmp_path: Path) -> None:
+    config = _config(folder, options={"top_k": 1}, lora_dropout=0.5)
+    method, tokenizer = find_method(config.method), load_tokenizer(base.path)
+    rows = [KINDS["uneven"](index) for index in range(4)]
+    prompts = method.render(config, tokenizer, rows, [tokenizer.eos_token_id], "rows")
+    model, _, _ = load_trainable(config, base)
+    arguments = trainer_arguments(config, tmp_path, resumed=True)
+    trainer = method.trainer(config, model, tokenizer, arguments, prompts, prompts)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    trainer.model.train()
+    (batch, *_) = trainer.get_train_dataloader()
+    inputs = trainer._prepare_inputs(batch)
+    assert trainer.model.training
+    trainer.model.eval()
+    for index in range(4):
+        prompt, said = (
+            inputs[f"{part}_ids"][index][inputs[f"{part}_mask"][index].bool()].tolist()
+            for part in ("prompt", "completion")
+        )
+        with torch.no_grad():
+            logits = trainer.model(input_ids=torch.tensor([[*prompt, *said]])).logits[0]
+        assert said == logits[len(prompt) - 1 : -1].argmax(-1).tolist()

@@ -102,7 +102,8 @@ def test_recipes_that_work_say_how_they_are_served(
          "line 1: fields 'chosen' and 'rejected' are equal", ""),
         (TEXTS, {"type": "sft"}, "heldout.jsonl: no row has an answer; expected rows with prompt "
          "and answer", "data.heldout_path with rows that have a prompt and an answer"),
-        (PROMPTS, DISTILLATION, "heldout.jsonl: no row has an answer", "data.heldout_path"),
+        (PROMPTS, DISTILLATION, "heldout.jsonl: no row has an answer",
+         "Without an evaluation: tuneline train"),
         (PAIRS, DISTILLATION, "distillation expects prompts without an answer", "{type: dpo}"),
         (PROMPTS[:1], GRPO, "has 1 prompts; a step takes 2", "gradient_accumulation_steps: 1"),
         (PROMPTS, {**GRPO, "max_completion_length": 120}, "line 1: the prompt has",
@@ -156,6 +157,8 @@ def test_rows_that_a_method_cannot_train_on_are_refused(
         (PAIRS, {"type": "ppo"}, {}, "'dpo'"),
         (LABELS, {"type": "kto"}, {"per_device_train_batch_size": 1}, "1 is too small for kto"),
         (LABELS, {"type": "kto", "precompute_ref_log_probs": True}, {}, "drawn anew in each"),
+        (ANSWERS, {**DISTILLATION, "cache_implementation": "quick"}, {},
+         "TRL refuses the options of distillation"),
         (PROMPTS, {**GRPO, "num_generations": 5}, {}, "5 does not divide the 16 answers of a step"),
         (PROMPTS, GRPO, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1},
          "a step has 1 answer; expected two or more"),
