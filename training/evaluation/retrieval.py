@@ -73,11 +73,11 @@ def evaluate_retrieval(
 
         recipe, dtype = read_recipe(trained.path), resolve_dtype("auto")
         tuned = load_tuned(base, trained, dtype, task_type="FEATURE_EXTRACTION")
-        found = _vectors(tuned, trained.path, recipe, [*queries, *texts], "trained model")
+        found = vectors_of(tuned, trained.path, recipe, [*queries, *texts], "trained model")
         del tuned
         plain = load_base(base, dtype, task_type="FEATURE_EXTRACTION").eval()
         own = _own_recipe(base.path) or recipe
-        of_base = _vectors(plain, base.path, own, [*queries, *texts], "base model")
+        of_base = vectors_of(plain, base.path, own, [*queries, *texts], "base model")
 
         ranks, base_ranks = (
             positive_ranks(one[: len(rows)], one[len(rows) :], rows, passages)
@@ -159,7 +159,7 @@ def _own_recipe(base: Path) -> Recipe | None:
         return None
 
 
-def _vectors(
+def vectors_of(
     network: Any, folder: Path, recipe: Recipe, texts: Sequence[str], what: str
 ) -> torch.Tensor:
     """Return the vectors of texts in float32, of shape (texts, dimensions)."""
