@@ -8,7 +8,8 @@ installed scientific packages is the query, the second paragraph the passage. Bo
 the tiny base, with the same rows, LoRA on all linear layers, optimizer steps, rate and seed; the
 peer is its own trainer with CachedMultipleNegativesRankingLoss and a mini batch of our batch. Both
 adapters then rank the same passages through Tuneline's evaluation. The result is a JSON document:
-nDCG@10 of base, ours and the peer's with paired intervals, and the medians of the training times.
+nDCG@10 of base, ours and the peer's with paired intervals, and the medians of the training times,
+the measurements of held-out rows at the start and after each epoch included.
 """
 
 from __future__ import annotations
@@ -143,8 +144,9 @@ def read_ranks(runs: Path) -> list[dict[str, Any]]:
 def run_peer(out: Path, asked: argparse.Namespace) -> float:
     """Train by sentence-transformers in a process of its own; return the seconds of the steps."""
     command = [
-        sys.executable, "-m", "benchmarks.embedding", "--as-peer", str(out), "--peer", str(asked.peer.absolute()),
-        "--epochs", str(asked.epochs), "--rate", str(asked.rate),
+        sys.executable, "-m", "benchmarks.embedding", "--as-peer", str(out),
+        "--peer", str(asked.peer.absolute()), "--epochs", str(asked.epochs),
+        "--rate", str(asked.rate),
     ]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1])
@@ -166,9 +168,12 @@ def train_peer(out: Path, peer: Path, epochs: int, rate: float) -> None:
     )
 
     (dataset,) = (out / "runs-0" / "docs").glob("dataset-*")
-    rows = [json.loads(line) for line in (dataset / "train.jsonl").open(encoding="utf-8")]
-    pairs = {"anchor": [row["query"] for row in rows],
-             "positive": [row["positives"][0] for row in rows]}  # fmt: skip
+    pairs = {}
+    for part in ("train", "heldout"):
+        rows = [json.loads(line) for line in (dataset / f"{part}.jsonl").open(encoding="utf-8")]
+        columns = {"anchor": [row["query"] for row in rows],
+                   "positive": [row["positives"][0] for row in rows]}  # fmt: skip
+        pairs[part] = Dataset.from_dict(columns)
     transformer = models.Transformer(
         str(embedded_base()), max_seq_length=MAX_LENGTH, model_args={"dtype": torch.float32}
     )
@@ -183,12 +188,14 @@ def train_peer(out: Path, peer: Path, epochs: int, rate: float) -> None:
         output_dir=str(out / "peer-work"), num_train_epochs=epochs, learning_rate=rate,
         per_device_train_batch_size=BATCH * ACCUMULATION, warmup_steps=0.03,
         lr_scheduler_type="cosine", seed=0, use_cpu=True, report_to="none", save_strategy="no",
+        eval_on_start=True, eval_strategy="epoch", per_device_eval_batch_size=BATCH * ACCUMULATION,
         disable_tqdm=True, logging_steps=10, max_grad_norm=1.0, weight_decay=0.0,
     )  # fmt: skip
     loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=BATCH)
     trainer = SentenceTransformerTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_dict(pairs), loss=loss
-    )
+        model=model, args=arguments, loss=loss,
+        train_dataset=pairs["train"], eval_dataset=pairs["heldout"],
+    )  # fmt: skip
     started_s = time.monotonic()
     trainer.train()
     taken_s = time.monotonic() - started_s

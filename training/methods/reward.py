@@ -7,6 +7,7 @@ reads at the answer's last token (Bradley and Terry, 1952).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
@@ -24,6 +25,9 @@ from training.methods.preferences import (
     render,
 )
 from training.rendering.pairs import Pair
+from tuneline.core.errors import DataError
+from tuneline.core.messages import Message
+from tuneline.models.chat import conversation_token_ids
 
 
 def _check(config: TrainingConfig, _rows: Sequence[Row], _file: str) -> None:
@@ -82,8 +86,44 @@ def _metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _render(
+    config: TrainingConfig, tokenizer: Any, rows: Sequence[Row], stop_ids: Sequence[int], file: str
+) -> list[Pair]:
+    """Render pairs with all that the template writes after the answer's end, such as ChatML's line
+    end: the score is read at the last token, and a server renders whole conversations."""
+    pairs = [
+        replace(
+            pair,
+            chosen_ids=_whole(tokenizer, row, row.completion, pair.prompt_ids, pair.chosen_ids),
+            rejected_ids=_whole(tokenizer, row, row.rejected, pair.prompt_ids, pair.rejected_ids),
+        )
+        for row, pair in zip(rows, render(config, tokenizer, rows, stop_ids, file), strict=True)
+    ]
+    for row, pair in zip(rows, pairs, strict=True):
+        if pair.num_tokens > config.max_length:
+            raise DataError(
+                f"{file}: line {row.line}: has {pair.num_tokens} tokens with the end of the chat "
+                f"template; at most max_length={config.max_length} are trained",
+                hint=f"Set training.max_length: {pair.num_tokens}, or remove the row.",
+            )
+    return pairs
+
+
+def _whole(
+    tokenizer: Any,
+    row: Row,
+    answer: Sequence[Message],
+    prompt_ids: list[int],
+    answer_ids: list[int],
+) -> list[int]:
+    """Return the tokens of an answer and of what the template writes after it."""
+    whole = conversation_token_ids(tokenizer, [*row.prompt, *answer], row.tools)
+    known = prompt_ids + answer_ids
+    return whole[len(prompt_ids) :] if whole[: len(known)] == known else answer_ids
+
+
 REWARD = Method(
-    render=render,
+    render=_render,
     trainer=_trainer,
     metrics=_metrics,
     check=_check,

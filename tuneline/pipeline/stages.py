@@ -180,7 +180,8 @@ def _all_stages(run: Run) -> list[Stage]:
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
             "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
             inputs=training_inputs, prepare=(_require_targets,), accepts=(require_measured,),
-            version=10,
+            # Reward models are trained on all that the template writes.
+            version=11 if config.training.method.makes == "scores" else 10,
         ),
         Stage(
             EVALUATION_TUNED, f"Evaluate {tuned}", "evaluation", "evaluation",

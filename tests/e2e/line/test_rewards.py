@@ -55,14 +55,17 @@ def test_the_load_test_asks_for_the_scores_of_the_heldout_answers(options: list[
     assert scenario["requests"]["succeeded"] == 2 * NUM_PAIRS, scenario["errors"]
     tokenizer = AutoTokenizer.from_pretrained(embedded_base())
     rows = RUN.with_name("heldout.jsonl").read_text().splitlines()
-    lengths = []
+    rendered = []
     for row in map(json.loads, rows):
         for answer in (row["chosen"], row["rejected"]):
             chat = [{"role": "user", "content": row["prompt"]},
                     {"role": "assistant", "content": answer}]  # fmt: skip
-            lengths.append(len(tokenizer.apply_chat_template(chat, return_dict=False)))
-    assert len(lengths) == 2 * NUM_PAIRS
-    assert scenario["tokens"]["num_prompt_tokens"] == sum(lengths)
+            rendered.append(tokenizer.apply_chat_template(chat, return_dict=False))
+    assert len(rendered) == 2 * NUM_PAIRS
+    assert scenario["tokens"]["num_prompt_tokens"] == sum(map(len, rendered))
+    # The scores that are proven are those of the same tokens: `messages` gives the trained score.
+    pairs = read(options, "evaluation-preferences", "preferences.jsonl").splitlines()
+    assert [ids for pair in pairs for ids in json.loads(pair)["token_ids"]] == rendered
 
 
 def test_the_release_has_the_load_that_the_endpoint_holds(options: list[str]) -> None:

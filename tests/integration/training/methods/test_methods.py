@@ -217,8 +217,8 @@ def test_a_judge_compares_answers_where_rows_expect_none(
     assert len(requests) == figures["num_requests"] == 2 * different > 0
 
 
-def _rendered(tokenizer: Any, row: Any) -> dict[str, list[int]]:
-    """The ChatML of a row by hand, as token ids."""
+def _rendered(tokenizer: Any, row: Any, after: str = "") -> dict[str, list[int]]:
+    """The ChatML of a row by hand, as token ids, with the text `after` each answer."""
 
     def ids(text: str) -> list[int]:
         found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -228,7 +228,7 @@ def _rendered(tokenizer: Any, row: Any) -> dict[str, list[int]]:
     whole = {"prompt": ids(asked)}
     for name, said in (("chosen", row.completion), ("rejected", row.rejected)):
         if said:
-            whole[name] = ids(f"{said[0]['content']}<|im_end|>")
+            whole[name] = ids(f"{said[0]['content']}<|im_end|>{after}")
     return whole
 
 
@@ -268,7 +268,9 @@ def test_the_collator_of_pairs_sees_exactly_our_token_ids(
     method: str, folder: Path, base: ModelSource, tmp_path: Path
 ) -> None:
     trainer, rows, tokenizer = _trainer(method, folder, base, tmp_path)
-    expected = [_rendered(tokenizer, row) for row in rows]
+    # A score is read at the last token of what a server renders: ChatML's line end.
+    after = "\n" if method == "reward" else ""
+    expected = [_rendered(tokenizer, row, after) for row in rows]
     batch = next(iter(trainer.get_train_dataloader()))
     if method == "orpo":
         sides = [
