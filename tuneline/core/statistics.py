@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 NUM_RESAMPLES = 2000
 """Resamples of a bootstrap interval: its ends then move by about 2 % of its width."""
@@ -130,9 +131,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the percentile bootstrap interval at 95 % of the mean of `values`.
+    """Return the expanded percentile bootstrap interval at 95 % of the mean of `values`.
 
-    B. Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979).
+    B. Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979). The
+    percentiles are farther out for few values, as Student's t is: T. Hesterberg, What teachers
+    should know about the bootstrap, The American Statistician 69 (2015). With six values, the plain
+    percentiles would contain the true mean in 82 to 88 % of all cases.
 
     Args:
         values: One value per row; of a pair of systems, their difference.
@@ -146,8 +150,24 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     means = sorted(
         math.fsum(draw.choices(values, k=len(values))) / len(values) for _ in range(NUM_RESAMPLES)
     )
-    cut = round(NUM_RESAMPLES * 0.025)
+    n = len(values)
+    spread = math.sqrt(n / (n - 1)) * student_t(n - 1) if n > 1 else Z_95
+    cut = max(1, round(NUM_RESAMPLES * NormalDist().cdf(-spread)))
     return means[cut - 1], means[-cut]
+
+
+def student_t(degrees: int) -> float:
+    """Return the 97.5 % point of Student's t: of five degrees and more within 0.2 %.
+
+    M. Abramowitz and I. Stegun, Handbook of mathematical functions (1964), 26.7.5.
+    """
+    z, v = Z_95, degrees
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
 
 
 def _hybrid(first: float, second: float, phi: float) -> float:

@@ -101,7 +101,7 @@ def served_stages(config: RunConfig) -> list[Stage]:
             EVALUATION_SERVED, "Evaluate through the API", "served", "evaluation",
             (serving, config.evaluation), (DATASET, served_by), _evaluation_served,
             inputs=evaluation_served_inputs, prepare=(_require_server,),
-            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=5,
+            accepts=(_fits("evaluation.max_new_tokens"),), label="served by vLLM", version=6,
         ),
         loadtest,
     ]  # fmt: skip

@@ -169,12 +169,12 @@ def _all_stages(run: Run) -> list[Stage]:
     return [
         Stage(
             DATASET, "Check, clean and split the data", "data", "dataset", (config.data,), (),
-            _dataset, inputs=data_inputs, version=8,
+            _dataset, inputs=data_inputs, version=9,
         ),
         Stage(
             EVALUATION_BASE, "Evaluate the base model", "evaluation", "evaluation",
             (config.evaluation,), (DATASET,), _evaluation_base, inputs=evaluation_inputs,
-            accepts=(require_answers,), label="base model", version=4,
+            accepts=(require_answers,), label="base model", version=5,
         ),
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
@@ -186,17 +186,17 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             EVALUATION_TUNED, f"Evaluate {tuned}", "evaluation", "evaluation",
             (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, inputs=evaluation_inputs,
-            accepts=(require_answers,), label=tuned, version=4,
+            accepts=(require_answers,), label=tuned, version=5,
         ),
         Stage(
             EVALUATION_REPORT, "Compare base and tuned answers", "evaluation",
             "evaluation-report", (config.evaluation,), (EVALUATION_BASE, EVALUATION_TUNED),
-            _evaluation_report, version=2,
+            _evaluation_report, version=3,
         ),
         Stage(
             PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
-            inputs=training_inputs, accepts=(require_compared,), label=tuned, version=6,
+            inputs=training_inputs, accepts=(require_compared,), label=tuned, version=7,
         ),
         Stage(
             RETRIEVAL, "Rank passages with base and tuned model", "evaluation", "retrieval",

@@ -39,8 +39,9 @@ _RESERVED = re.compile(r"(?:^|[@.])(?:example\.(?:com|org|net)|[\w-]+\.(?:exampl
 _RESIDENT = re.compile(r"(?<![\w-])\d{6}[ -]?[1-8]\d{6}(?![\w-])", re.ASCII)
 _CHINESE_RESIDENT = re.compile(r"(?<![\w-])[1-9]\d{16}[\dXx](?![\w-])", re.ASCII)
 # Cards that are valid in Korea only begin with 94.
+# Four groups in a longer row of groups are cells of a table.
 _CARD = re.compile(
-    r"(?<![\w.-])(?:[2-6]\d|94)\d{2}([ -]?)\d{4}\1\d{4}\1\d{1,7}(?![\w-])"
+    r"(?<![\w.-])(?<!\d{4}\s)(?:[2-6]\d|94)\d{2}([ -]?)\d{4}\1\d{4}\1\d{1,7}(?![\w-]|\s\d{4}\b)"
     r"|(?<![\w.-])3[047-9]\d{2}([ -]?)\d{6}\2\d{4,5}(?![\w-])",
     re.ASCII,
 )
@@ -102,6 +103,9 @@ _RESIDENTS = {
 }
 """For each country that `regions` may name: how its residents' numbers look, and python-stdnum's
 module that knows their check digits. Korean and Chinese ones are found everywhere."""
+# Thirteen digits without a hyphen are rather a time in milliseconds, of 2017 to 2030, or the bar
+# code of a Korean product than the number of a child or of a resident born in 1988.
+_NO_RESIDENT = re.compile(r"1[5-8]\d{11}|880\d{10}")
 _ISO_DATE = re.compile(r"\d{4}[ .-]\d{2}[ .-]\d{2}")
 _HAS_NUMBER = re.compile(r"\d[\d .()/-]{5,}\d")
 # Resident numbers of this day and later have no check digit.
@@ -184,6 +188,8 @@ def _is_resident_number(value: str) -> bool:
     from stdnum.kr import rrn
 
     digits = value.replace("-", "").replace(" ", "")
+    if _NO_RESIDENT.fullmatch(value) and (digits[0] == "1" or _is_bar_code(digits)):
+        return False
     try:
         born = rrn.get_birth_date(digits, allow_future=False)
     except ValidationError:
@@ -194,6 +200,12 @@ def _is_resident_number(value: str) -> bool:
     # A foreigner's number has its check digit shifted by two, which python-stdnum does not know.
     shift = 2 if digits[6] in "5678" else 0
     return int(digits[-1]) == (expected + shift) % 10
+
+
+def _is_bar_code(digits: str) -> bool:
+    from stdnum import ean
+
+    return bool(ean.is_valid(digits))
 
 
 def _is_chinese_resident_number(value: str) -> bool:

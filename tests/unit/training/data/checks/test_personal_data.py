@@ -123,6 +123,9 @@ WRONG_DIGIT = RIGHT[:-1] + str((int(RIGHT[-1]) + 1) % 10)
         "use sk-learn-style-pipelines-here",
         "from 1800-1899 and 1588-1600",
         "SSN 000-45-6789",
+        '{"created_at": 1704067200008}',  # 1 January 2024, in milliseconds
+        "bar code 8801235000047",
+        "5293 5326 5360 5394 5428 5462 5496 5531",  # a row of a table; four have Luhn's digit
     ],
 )
 def test_numbers_that_are_no_personal_data_are_not_found(text: str) -> None:
