@@ -191,7 +191,7 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             EVALUATION_REPORT, "Compare base and tuned answers", "evaluation",
             "evaluation-report", (config.evaluation,), (EVALUATION_BASE, EVALUATION_TUNED),
-            _evaluation_report, version=3,
+            _evaluation_report, version=4,
         ),
         Stage(
             PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",

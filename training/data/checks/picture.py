@@ -94,7 +94,7 @@ def _draw_mix(axes: Any, report: dict[str, Any]) -> None:
     short = [n if len(n) <= LABEL_LENGTH else n[: LABEL_LENGTH - 3] + "..." for n in names]
     places = np.arange(len(bars))
     axes.barh(places, [count for _, count in bars], color="#7c3aed", height=0.65)
-    axes.set_yticks(places, short)
+    axes.set_yticks(places, short, parse_math=False)
     axes.invert_yaxis()
     axes.set(xlabel="training rows", title=title)
     axes.grid(axis="x", alpha=0.3)
