@@ -13,6 +13,7 @@ from training.config import DataConfig
 from training.data.formats import row_place
 from training.data.row import Kind, Row
 from training.data.rows import Counts, stream_rows
+from training.data.shapes.advice import ANSWERS
 from training.data.sources import open_sources
 from tuneline.core.errors import DataError
 from tuneline.models.chat import conversation_token_ids, prompt_token_ids, set_template
@@ -40,6 +41,7 @@ class DataFacts:
         num_measured: Rows whose tokens were counted.
         chat_template: `data.chat_template` for a base model that has none; else None.
         other_columns: Columns of the measured rows that are not trained on.
+        answer_column: Of prompts without an answer, the other column whose name is that of answers.
         has_tools: Whether a measured row has tools or calls.
         tool_call_parser: vLLM's parser for the calls of the base model's template; None if no
             parser is known, or no row has tools.
@@ -54,6 +56,7 @@ class DataFacts:
     num_measured: int
     chat_template: str | None = None
     other_columns: tuple[str, ...] = ()
+    answer_column: str | None = None
     has_tools: bool = False
     tool_call_parser: str | None = None
 
@@ -67,7 +70,6 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
         DataError: Rows cannot be read or rendered, or are of several kinds.
         ArtifactError: The base model has several chat templates and no default.
     """
-    tokenizer = load_tokenizer(base.path)
     sources, heldout = open_sources(config, relative_to)
     counts = Counts()
     kinds: Counter[Kind] = Counter()
@@ -79,6 +81,7 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
             hint="Give each kind a file of its own, or set data.shape.",
         )
     [kind] = kinds
+    tokenizer = load_tokenizer(base.path)  # takes seconds: rows that cannot be read come first
     named: str | None = config.chat_template
     if kind not in ("text", "retrieval"):
         if tokenizer.chat_template is None and named is None:
@@ -88,6 +91,8 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
     if heldout is not None:
         rows += _sampled(stream_rows([heldout], Counts(), bad_rows=config.bad_rows), Counter())
     has_tools = any(row.tools or any("tool_calls" in m for m in row.messages) for row in rows)
+    others = tuple(dict.fromkeys(name for row in rows for name in row.fields))
+    answers = [name for name in others if name.casefold() in (*ANSWERS, "answers")]
     lengths = [_lengths(tokenizer, row) for row in rows]
     totals = sorted(prompt + answer for prompt, answer in lengths)
     return DataFacts(
@@ -99,7 +104,8 @@ def measure_data(config: DataConfig, base: ModelSource, relative_to: Path) -> Da
         longest_answer=max(answer for _, answer in lengths),
         num_measured=num_measured,
         chat_template=named,
-        other_columns=tuple(dict.fromkeys(name for row in rows for name in row.fields)),
+        other_columns=others,
+        answer_column=answers[0] if answers and kind == "prompt" else None,
         has_tools=has_tools,
         tool_call_parser=tool_call_parser(tokenizer) if has_tools else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -77,6 +78,11 @@ def init(
     options |= {"bad_rows": "drop"} if drop_bad_rows else {}
     facts = write_first_run(file, model, written_name, out, options)
     left = [f"not trained on: {', '.join(facts.other_columns)}"] if facts.other_columns else []
+    if (column := facts.answer_column) is not None:
+        left.append(
+            f"prompts without an answer are trained with rewards (GRPO). If {column} is the answer "
+            f"to learn, remove {out} and add: --column {shlex.quote(f'completion={column}')}"
+        )
     document = {
         "path": str(out),
         "num_rows": facts.counts.num_kept,

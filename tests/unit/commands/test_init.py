@@ -91,6 +91,34 @@ def test_few_rows_are_read_more_often(num_rows: int, epochs: int, reason: str) -
     )
 
 
+def test_prompts_with_an_answer_in_another_column_say_how_it_is_learned(tmp_path: Path) -> None:
+    _rows(tmp_path / "rows.jsonl", *({"prompt": f"Say {n}.", "answer": "a"} for n in range(20)))
+    done = _init(tmp_path, "--data", "rows.jsonl", "--base", "tiny-base")
+    assert done.returncode == 0
+    command = "add: --column completion=answer"
+    assert f"If answer is the answer to learn, remove run.yaml and {command}" in done.stdout
+    (tmp_path / "run.yaml").unlink()
+    added = _init(
+        tmp_path, "--data", "rows.jsonl", "--base", "tiny-base", "--column", "completion=answer"
+    )
+    assert "20 rows of kind answer" in added.stdout
+    assert "--column" not in added.stdout
+
+
+def test_rows_that_cannot_be_read_are_named_before_the_base_is_loaded(tmp_path: Path) -> None:
+    _rows(tmp_path / "rows.jsonl", {"question": "a", "answer": "b"})
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    done = _init(tmp_path, "--data", "rows.jsonl", "--base", "base")
+    assert done.returncode == 2
+    assert "--column prompt=question --column completion=answer" in done.stderr
+    columns = ["--column", "prompt=question", "--column", "completion=answer"]
+    done = _init(tmp_path, "--data", "rows.jsonl", "--base", "base", *columns)
+    assert done.returncode == 3
+    assert "tokenizer" in done.stderr
+
+
 def test_the_written_run_passes_its_check(tmp_path: Path) -> None:
     """Answers are short, so the server takes fewer tokens than a load test asks for by default."""
     rows = [{"prompt": f"Say {n}.", "completion": f"yes {n}", "context": "x"} for n in range(60)]
