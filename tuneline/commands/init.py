@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from tuneline.commands.option_values import refuse
 from tuneline.commands.options import AsJson
 from tuneline.commands.printing import emit
 from tuneline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training import DataFacts
 
 
 def init(
@@ -77,12 +80,6 @@ def init(
     options |= {"config": configuration, "revision": revision}
     options |= {"bad_rows": "drop"} if drop_bad_rows else {}
     facts = write_first_run(file, model, written_name, out, options)
-    left = [f"not trained on: {', '.join(facts.other_columns)}"] if facts.other_columns else []
-    if (column := facts.answer_column) is not None:
-        left.append(
-            f"prompts without an answer are trained with rewards (GRPO). If {column} is the answer "
-            f"to learn, remove {out} and add: --column {shlex.quote(f'completion={column}')}"
-        )
     document = {
         "path": str(out),
         "num_rows": facts.counts.num_kept,
@@ -91,7 +88,19 @@ def init(
         "columns_not_trained_on": list(facts.other_columns),
     }
     found = f"{facts.counts.num_kept:,} rows of kind {facts.kind}"
-    emit(document, [f"{found}; the longest has {facts.longest:,} tokens", *left, *done], as_json)
+    found += f"; the longest has {facts.longest:,} tokens"
+    emit(document, [found, *_left_out(facts, out), *done], as_json)
+
+
+def _left_out(facts: DataFacts, out: Path) -> list[str]:
+    """Return the lines about columns that are not trained on."""
+    lines = [f"not trained on: {', '.join(facts.other_columns)}"] if facts.other_columns else []
+    if (column := facts.answer_column) is not None:
+        lines.append(
+            f"prompts without an answer are trained with rewards (GRPO). If {column} is the answer "
+            f"to learn, remove {out} and add: --column {shlex.quote(f'completion={column}')}"
+        )
+    return lines
 
 
 def _both(data: str | None, base: str | None) -> tuple[str, str]:

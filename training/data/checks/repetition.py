@@ -18,7 +18,7 @@ MIN_BYTES = 240
 # above; a sentence repeated six times is at 0.15.
 MAX_RATIO = 0.15
 # A line of dashes is a rule, not a repetition; so are the parts of a table.
-_RULES = "-=_*.#~+|─═·…"
+_RULES = "-=_*.#~+|^\"':`─═·…"
 _ONE_CHARACTER = re.compile(r"(\S)\1{23,}")
 
 

@@ -118,7 +118,16 @@ LIKE_ITEMS = json.dumps([{"id": n, "status": "ok", "price": 100} for n in range(
 
 
 @pytest.mark.parametrize(
-    "text", [PROSE, TABLE, "=" * 80, "no " * 20, json.dumps(REFUSALS), LIKE_ITEMS]
+    "text",
+    [
+        PROSE,
+        TABLE,
+        "=" * 80,
+        "Usage\n" + "^" * 40 + PROSE,
+        "no " * 20,
+        json.dumps(REFUSALS),
+        LIKE_ITEMS,
+    ],
 )
 def test_prose_tables_and_rules_do_not_repeat(text: str) -> None:
     assert list(find_repetition(row("Q", text), RepetitionCheck())) == []
