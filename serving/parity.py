@@ -32,6 +32,8 @@ from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, Tolerances, add_tole
 if TYPE_CHECKING:
     from openai import OpenAI
 
+ROUNDING = 0.01
+"""How far above 0 a log-probability may be by rounding, in nats; logits are far above."""
 TOKEN_ID = "token_id:"  # noqa: S105 (how vLLM writes an id in place of a text)
 
 
@@ -136,7 +138,9 @@ def _answer(
         extra_body=fields,
     )
     first_choice(response, endpoint)
-    return served_continuation(response.model_dump(), expected.messages, endpoint.url)
+    found = served_continuation(response.model_dump(), expected.messages, endpoint.url)
+    require_whole(found, expected, max_new_tokens)
+    return found
 
 
 def proof_fields(
@@ -164,6 +168,24 @@ def proof_fields(
     }
 
 
+def require_whole(found: Continuation, expected: Continuation, max_new_tokens: int) -> None:
+    """Check that the server has not ended an answer before its limit.
+
+    vLLM cuts an answer in silence where its context ends; the first tokens may still be right.
+
+    Raises:
+        ServerError: It has.
+    """
+    if found.finish_reason == "length" and len(found.token_ids) < max_new_tokens:
+        end = len(found.prompt_token_ids) + len(found.token_ids)
+        room = len(expected.prompt_token_ids) + max_new_tokens
+        raise ServerError(
+            f"the server cuts an answer off: its context ends at {end} tokens; expected room for "
+            f"{room}, a prompt of the reference and its answer",
+            hint=f"Start the server with max_model_len={room} or more.",
+        )
+
+
 def served_continuation(response: dict[str, Any], messages: Messages, url: str) -> Continuation:
     """Return a chat completion of vLLM's, with token ids, as a Continuation.
 
@@ -187,6 +209,11 @@ def served_continuation(response: dict[str, Any], messages: Messages, url: str) 
         raise ServerError(
             f"{url}: the log-probabilities are not those of the answer's tokens "
             f"({len(steps)} log-probabilities, {len(token_ids)} tokens)"
+        )
+    if any(step["logprob"] > ROUNDING for step in steps):
+        raise ServerError(
+            f"{url}: a log-probability is above 0; expected the model's own log-probabilities",
+            hint="Start vLLM with --logprobs-mode raw_logprobs, its default.",
         )
     if choice["finish_reason"] not in ("stop", "length"):
         raise ServerError(

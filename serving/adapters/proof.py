@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serving.parity import proof_fields, served_continuation
+from serving.parity import proof_fields, require_whole, served_continuation
 from tuneline.core.artifact import Artifact
 from tuneline.core.errors import InconclusiveError, VerdictError
 from tuneline.core.parity import Parity, compare
@@ -101,11 +101,9 @@ async def _answers(
 ) -> list[Continuation]:
     settings = comparable_settings(reference)
     kwargs = reference.manifest.metrics.get("chat_template_date_variable") or {}
-    return [
-        served_continuation(
-            await ask({"model": model, **proof_fields(entry, kwargs, **settings)}),
-            entry.messages,
-            model,
-        )
-        for entry in expected
-    ]
+    found = []
+    for entry in expected:
+        response = await ask({"model": model, **proof_fields(entry, kwargs, **settings)})
+        found.append(served_continuation(response, entry.messages, model))
+        require_whole(found[-1], entry, settings["max_new_tokens"])
+    return found

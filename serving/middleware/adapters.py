@@ -29,7 +29,7 @@ from serving.adapters.store import (
 from serving.middleware.access_log import say
 from serving.middleware.adapter_names import Names, hidden_name
 from serving.middleware.body import Refusal
-from serving.middleware.key_file import NAME
+from serving.middleware.key_file import NAME, NAME_FORM
 from serving.middleware.loaded import Call, LoadedAdapters
 from serving.middleware.metrics import ADAPTER_PROOFS
 from tuneline.core.digests import short_digest
@@ -319,7 +319,7 @@ class Adapters:
 
     def _require_free(self, name: str) -> None:
         if not NAME.fullmatch(name):
-            raise ConfigError(f"{name!r}: expected letters, digits, '_', '.', '-' as a name")
+            raise ConfigError(f"{name!r}: is not a name; expected {NAME_FORM}")
         if name in self.settings.reserved_names:
             raise ConfigError(f"{name}: is a name of the server's own model")
         if name not in self._desired and len(self._desired) >= self.settings.max_adapters:

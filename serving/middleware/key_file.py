@@ -17,6 +17,7 @@ from typing import Any
 DEFAULT_NAME = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 """Names of keys, and of adapters at run time."""
+NAME_FORM = "a letter or digit, then at most 62 letters, digits, '_', '.', '-'"
 MOST_PRIORITY = 1_000_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -54,7 +55,7 @@ def read_keys(text: str) -> list[Key]:
 
 def _key(name: str, table: Any) -> Key:
     if not NAME.fullmatch(name) or name == DEFAULT_NAME:
-        raise ValueError(f"[{name}]: expected letters, digits, '_', '.', '-'; not {DEFAULT_NAME!r}")
+        raise ValueError(f"[{name}]: expected {NAME_FORM}; not {DEFAULT_NAME!r}")
     if not isinstance(table, dict):
         raise ValueError(f"{name}: expected a table, [{name}]")
     known = {entry.name for entry in fields(Key)} - {"name"}

@@ -17,6 +17,7 @@ from tuneline.pipeline import DEFAULT_RUNS
 if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
     from tuneline.core.endpoint import Endpoint
+    from tuneline.core.parity import Parity
 
 
 def prove(
@@ -61,6 +62,7 @@ def prove(
         run_stages(run, stage_names(run, kind="parity"), as_json=as_json, ladder=True)
         return
     from tuneline.core.artifact import open_artifact
+    from tuneline.core.verdict import require_verdict
 
     refuse("without RUN.yaml", {"--set": overrides})
     folder = required(reference, "--reference")
@@ -76,24 +78,57 @@ def prove(
         result = _prove_folder(open_artifact(folder, kind="reference"), form, out)
     emit_artifact(result, as_json)
     again = f"tuneline prove --reference {reference} --candidate {form} --model {model}"
-    has_hint = result.kind == "parity" and is_url(form) and weights is None
-    _require_verdict(result, again if has_hint else None)
+    if result.kind == "parity" and is_url(form) and weights is None:
+        _require_served(result, again, has_dtype=dtype is not None)
+    else:
+        require_verdict(result)
 
 
-def _require_verdict(result: Artifact, again: str | None) -> None:
-    """Check the verdict; `again` is the command to which the folder of reduced weights is added."""
+def _require_served(parity: Artifact, again: str, *, has_dtype: bool) -> None:
+    """Check the verdict of a server whose weights are not stated.
+
+    Args:
+        again: The command, to which what may explain the differences is added.
+        has_dtype: The number format of the server's arithmetic is stated.
+
+    Raises:
+        VerdictError: It is not PASS; the hint says which number formats would explain it.
+    """
+    from tuneline.core.parity import PARITY_FILE, Parity
     from tuneline.core.verdict import require_verdict
 
     try:
-        require_verdict(result)
+        require_verdict(parity)
     except VerdictError as error:
-        if again is None:
-            raise
-        hint = (
-            f"{error.hint}\n  If the server's weights were reduced, name the folder that it "
-            f"serves: {again} --weights DIR --out {result.path}-weights"
+        figures = Parity.model_validate_json((parity.path / PARITY_FILE).read_bytes())
+        hint = _explanation(figures, f"{again} --out {parity.path}-again", has_dtype=has_dtype)
+        raise VerdictError(error.message, hint=f"{error.hint}\n  {hint}") from None
+
+
+def _explanation(parity: Parity, again: str, *, has_dtype: bool) -> str:
+    """Return what may explain the differences of a server from the trained model, in lines."""
+    from tuneline.core.parity import parity_problems
+    from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, WEIGHT_TOLERANCES, add_tolerances
+
+    if parity.num_prompts_with_equal_ids < parity.num_prompts:
+        return "Serve the model with the tokenizer and the chat template of its training."
+    formats = [
+        dtype
+        for dtype, limits in ARITHMETIC_TOLERANCES.items()
+        if not parity_problems(parity, limits)
+    ]
+    lines = []
+    if formats and not has_dtype:
+        lines.append(f"If the server computes in {formats[0]}: {again} --dtype {formats[0]}")
+    arithmetic = ARITHMETIC_TOLERANCES["bfloat16"]
+    widest = [add_tolerances(limits, arithmetic) for limits in WEIGHT_TOLERANCES.values()]
+    if any(not parity_problems(parity, limits) for limits in widest):
+        lines.append(
+            "If the server's weights were reduced, name the folder that it serves: "
+            f"{again} --weights DIR"
         )
-        raise VerdictError(error.message, hint=hint) from None
+    nothing = "No number format explains the differences: the server has other weights."
+    return "\n  ".join(lines) or nothing
 
 
 def _is_model(folder: Path) -> bool:

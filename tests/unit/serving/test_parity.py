@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving.config import ServedParityConfig
-from serving.parity import proof_fields, prove_served, served_continuation
+from serving.parity import proof_fields, prove_served, require_whole, served_continuation
 from tuneline.core.artifact import new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
@@ -96,6 +96,25 @@ def test_an_answer_cut_off_by_an_error_is_refused() -> None:
     response["choices"][0]["finish_reason"] = "abort"
     with pytest.raises(ServerError, match="'abort'"):
         served_continuation(response, MESSAGES, "http://x/v1")
+
+
+def test_logits_in_place_of_log_probabilities_are_refused() -> None:
+    """vLLM's `--logprobs-mode raw_logits` gives them under the same name."""
+    response = copy.deepcopy(RESPONSE)
+    response["choices"][0]["logprobs"]["content"][1]["logprob"] = 7.25
+    with pytest.raises(ServerError, match="log-probability is above 0") as caught:
+        served_continuation(response, MESSAGES, "http://x/v1")
+    assert "--logprobs-mode raw_logprobs" in str(caught.value.hint)
+
+
+def test_an_answer_that_the_context_cuts_off_is_refused() -> None:
+    whole = served_continuation(RESPONSE, MESSAGES, "http://x/v1")
+    cut = whole.model_copy(update={"token_ids": [9, 8], "finish_reason": "length"})
+    require_whole(whole, whole, 64)
+    require_whole(cut, whole, 2)
+    with pytest.raises(ServerError, match=r"ends at 5 tokens; expected room for 67") as caught:
+        require_whole(cut, whole, 64)
+    assert "max_model_len=67" in str(caught.value.hint)
 
 
 def test_a_module_left_out_lies_above_what_a_servers_arithmetic_may_cost() -> None:

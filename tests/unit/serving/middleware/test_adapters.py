@@ -287,7 +287,12 @@ def test_a_server_without_keys_has_no_admin(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("tickets", "a name of the server's own model"), ("a@b", "expected letters"), ("", "name is")],
+    [
+        ("tickets", "a name of the server's own model"),
+        ("a@b", "expected a letter or digit"),
+        ("a" * 64, "at most 62 letters"),
+        ("", "name is"),
+    ],
 )
 def test_a_name_that_cannot_be_used_is_refused(scene: Scene, name: str, message: str) -> None:
     refused = asyncio.run(scene.add(name, scene.artifact("one")))
