@@ -92,6 +92,7 @@ def compare_served(
     """
     expected = read_reference(reference)[:num_prompts]
     settings = comparable_settings(reference)
+    most = settings["max_new_tokens"]
     metrics = reference.manifest.metrics
     kwargs = metrics.get("chat_template_date_variable") or {}
     found: list[Continuation] = []
@@ -104,6 +105,7 @@ def compare_served(
         try:
             with progress("served parity", len(expected), "prompts") as advance:
                 for continuation in pool.map(answer, expected):
+                    require_whole(continuation, most, room_of(expected, most))
                     found.append(continuation)
                     advance(len(found))
         finally:
@@ -138,9 +140,7 @@ def _answer(
         extra_body=fields,
     )
     first_choice(response, endpoint)
-    found = served_continuation(response.model_dump(), expected.messages, endpoint.url)
-    require_whole(found, expected, max_new_tokens)
-    return found
+    return served_continuation(response.model_dump(), expected.messages, endpoint.url)
 
 
 def proof_fields(
@@ -168,22 +168,29 @@ def proof_fields(
     }
 
 
-def require_whole(found: Continuation, expected: Continuation, max_new_tokens: int) -> None:
+def require_whole(found: Continuation, max_new_tokens: int, room: int) -> None:
     """Check that the server has not ended an answer before its limit.
 
     vLLM cuts an answer in silence where its context ends; the first tokens may still be right.
+
+    Args:
+        room: The tokens of the reference's longest prompt with the longest answer.
 
     Raises:
         ServerError: It has.
     """
     if found.finish_reason == "length" and len(found.token_ids) < max_new_tokens:
         end = len(found.prompt_token_ids) + len(found.token_ids)
-        room = len(expected.prompt_token_ids) + max_new_tokens
         raise ServerError(
             f"the server cuts an answer off: its context ends at {end} tokens; expected room for "
-            f"{room}, a prompt of the reference and its answer",
+            f"{room}, the reference's longest prompt and an answer",
             hint=f"Start the server with max_model_len={room} or more.",
         )
+
+
+def room_of(reference: Sequence[Continuation], max_new_tokens: int) -> int:
+    """Return the tokens of a reference's longest prompt with the longest answer."""
+    return max(len(one.prompt_token_ids) for one in reference) + max_new_tokens
 
 
 def served_continuation(response: dict[str, Any], messages: Messages, url: str) -> Continuation:

@@ -119,7 +119,8 @@ def _explanation(parity: Parity, again: str, *, has_dtype: bool) -> str:
     ]
     lines = []
     if formats and not has_dtype:
-        lines.append(f"If the server computes in {formats[0]}: {again} --dtype {formats[0]}")
+        named = " or ".join(formats)
+        lines.append(f"If the server computes in {named}, name the format: {again} --dtype FORMAT")
     arithmetic = ARITHMETIC_TOLERANCES["bfloat16"]
     widest = [add_tolerances(limits, arithmetic) for limits in WEIGHT_TOLERANCES.values()]
     if any(not parity_problems(parity, limits) for limits in widest):

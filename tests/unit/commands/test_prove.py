@@ -28,8 +28,12 @@ def answer(off: float, prompt: list[int] | None = None) -> Continuation:
     ("off", "has_dtype", "expected"),
     [
         # The limits of docs/parity.md on the mean: 8e-4 nats in float16, 0.008 in bfloat16.
-        (0.0005, False, [f"computes in float16: {AGAIN} --dtype float16", "--weights DIR"]),
-        (0.005, False, [f"computes in bfloat16: {AGAIN} --dtype bfloat16", "--weights DIR"]),
+        (
+            0.0005,
+            False,
+            [f"in float16 or bfloat16, name the format: {AGAIN} --dtype FORMAT", "--weights DIR"],
+        ),
+        (0.005, False, [f"in bfloat16, name the format: {AGAIN} --dtype FORMAT", "--weights DIR"]),
         (0.005, True, ["--weights DIR"]),
         (0.02, False, ["--weights DIR"]),
         (0.5, False, ["No number format explains the differences: the server has other weights"]),

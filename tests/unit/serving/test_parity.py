@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from serving.config import ServedParityConfig
-from serving.parity import proof_fields, prove_served, require_whole, served_continuation
+from serving.parity import (
+    proof_fields,
+    prove_served,
+    require_whole,
+    room_of,
+    served_continuation,
+)
 from tuneline.core.artifact import new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ServerError
@@ -110,11 +116,13 @@ def test_logits_in_place_of_log_probabilities_are_refused() -> None:
 def test_an_answer_that_the_context_cuts_off_is_refused() -> None:
     whole = served_continuation(RESPONSE, MESSAGES, "http://x/v1")
     cut = whole.model_copy(update={"token_ids": [9, 8], "finish_reason": "length"})
-    require_whole(whole, whole, 64)
-    require_whole(cut, whole, 2)
-    with pytest.raises(ServerError, match=r"ends at 5 tokens; expected room for 67") as caught:
-        require_whole(cut, whole, 64)
-    assert "max_model_len=67" in str(caught.value.hint)
+    longer = whole.model_copy(update={"prompt_token_ids": [1, 5, 6, 7, 8]})
+    room = room_of([whole, longer], 64)
+    require_whole(whole, 64, room)
+    require_whole(cut, 2, room)
+    with pytest.raises(ServerError, match=r"ends at 5 tokens; expected room for 69") as caught:
+        require_whole(cut, 64, room)
+    assert "max_model_len=69" in str(caught.value.hint)
 
 
 def test_a_module_left_out_lies_above_what_a_servers_arithmetic_may_cost() -> None:
