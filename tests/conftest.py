@@ -14,14 +14,10 @@ from tests.browser import chromium
 from tests.distribution import order, scheduler
 from tests.skips import unexpected_skips
 from tests.timing import MOST_AGAIN, measures_time
-from tuneline.core.environment import block_sklearn
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-block_sklearn()  # as in a command; before a test imports transformers
 
 
 @pytest.hookimpl(wrapper=True)

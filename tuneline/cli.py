@@ -27,7 +27,7 @@ from tuneline.commands.printing import (
     write_message,
     write_out,
 )
-from tuneline.core.environment import block_sklearn, refuse_fetched_kernels
+from tuneline.core.environment import refuse_fetched_kernels
 from tuneline.core.errors import TunelineError
 from tuneline.core.progress import log_in_handler, set_up_logging
 
@@ -319,7 +319,6 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup` ignores it
         signal.signal(signal.SIGHUP, _interrupt)
     refuse_fetched_kernels()
-    block_sklearn()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a log has lines, not bars
     join_streams()

@@ -16,15 +16,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tuneline.core.environment import block_sklearn
-
 
 class _Refused(Exception):
     """vLLM's parser ends the process on an error; this ends one flag."""
 
 
 def main() -> None:
-    block_sklearn()
     gc.disable()  # the modules stay loaded until the process ends
     print(f"\n{json.dumps(problems_of(json.load(sys.stdin)))}", flush=True)
 

@@ -27,7 +27,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serving.supervisor.group import end_own_group
-from tuneline.core.environment import allow_sklearn, block_sklearn
 
 LIFELINE = "TUNELINE_LIFELINE"
 
@@ -44,7 +43,6 @@ def main() -> None:
         threading.Thread(target=_follow, args=(int(descriptor), may_load), daemon=True).start()
     # Modules stay loaded, so a collection during their import only costs time.
     gc.disable()
-    block_sklearn()
     if can_fork_workers(os.environ, len(os.sched_getaffinity(0)), _vllm_folder()):
         _fork_workers()
     _serve(may_load)
@@ -132,7 +130,6 @@ def _serve(may_load: threading.Event) -> None:
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    allow_sklearn()
     # Forked processes then share these objects with this one.
     gc.freeze()
     gc.enable()

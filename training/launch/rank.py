@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneline.core.environment import block_sklearn, refuse_fetched_kernels
+from tuneline.core.environment import refuse_fetched_kernels
 from tuneline.core.errors import TunelineError
 from tuneline.core.parent import end_with_parent
 
@@ -28,7 +28,6 @@ def main(spec_file: Path) -> int:
     folder, rank = spec_file.parent, int(os.environ["RANK"])
     end_with_parent(int(spec["parent"]))
     refuse_fetched_kernels()
-    block_sklearn()
     try:
         _train(spec, folder if rank == 0 and spec["reports_heldout"] else None)
     except TunelineError as error:

@@ -123,21 +123,6 @@ def refuse_fetched_kernels() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def block_sklearn() -> None:
-    """Prevent transformers from importing scikit-learn, which takes one to two seconds.
-
-    transformers needs it for assisted generation only. It asks once whether scikit-learn is
-    installed, so an import after `allow_sklearn` works and costs other commands nothing.
-    """
-    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]  # None blocks the import
-
-
-def allow_sklearn() -> None:
-    """Let this process import scikit-learn, for a metric or for code of the user."""
-    if sys.modules.get("sklearn", sys) is None:
-        del sys.modules["sklearn"]
-
-
 def require(module: str, extra: str) -> ModuleType:
     """Import and return a module that an extra installs.
 

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tuneline.core.environment import allow_sklearn
-
 
 def import_file(path: Path) -> ModuleType:
     """Run a Python file, and return it as a module.
@@ -21,7 +19,6 @@ def import_file(path: Path) -> ModuleType:
         ImportError: The name does not end in `.py`.
         Exception: Whatever the file raises.
     """
-    allow_sklearn()
     folder = str(path.resolve().parent)
     spec = importlib.util.spec_from_file_location(f"user_file_{path.stem}", path)
     if spec is None or spec.loader is None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tuneline.core.environment import block_sklearn
 from tuneline.core.python_file import import_file, imported_files
 
 FILES = {
@@ -57,16 +54,3 @@ def test_a_file_that_cannot_be_parsed_or_imported_is_left_to_its_step(
     (tmp_path / "bad.py").write_text(text)
     assert imported_files(tmp_path / "bad.py") == []
     assert imported_files(tmp_path / "none.py") == []
-
-
-def test_a_file_may_import_scikit_learn_which_transformers_may_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
-    block_sklearn()
-    assert find_spec("sklearn") is None  # transformers asks so
-    user_file = tmp_path / "scored.py"
-    user_file.write_text("from importlib.util import find_spec\nfound = find_spec('sklearn')\n")
-    assert import_file(user_file).found is not None

@@ -13,7 +13,7 @@ from training.config import EvaluationConfig
 from training.evaluation.answer_text import FieldForm, split_fields
 from training.evaluation.metrics.metric import Scored
 from training.evaluation.prediction import Prediction
-from tuneline.core.environment import allow_sklearn, require
+from tuneline.core.environment import require
 from tuneline.core.errors import ConfigError
 from tuneline.core.messages import bare_answer
 
@@ -67,7 +67,6 @@ def score_classes(predictions: Sequence[Prediction], config: EvaluationConfig) -
 def _table(
     name: str, expected: Sequence[Mapping[str, str]], given: Sequence[Mapping[str, str]]
 ) -> dict[str, Any]:
-    allow_sklearn()
     metrics = require("sklearn.metrics", "train")
     pairs = [
         (labels[name], answer.get(name, MISSING))
