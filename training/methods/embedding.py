@@ -102,11 +102,15 @@ def _render(
 ) -> list[Texts]:
     folder, options = Path(tokenizer.name_or_path), options_of(config)
     prompts = options.prompts(folder)
-    lowers_case = read_recipe(folder, pooling=options.pooling).lowers_case
+    recipe = read_recipe(folder, pooling=options.pooling)
+    limit, named = config.max_length, f"max_length={config.max_length} tokens"
+    if recipe.max_tokens is not None and recipe.max_tokens < limit:
+        # A server takes no longer text, and sentence-transformers cuts it.
+        limit, named = recipe.max_tokens, f"the base's max_seq_length={recipe.max_tokens} tokens"
 
     def ids(kind: str, text: str) -> list[int]:
         text = prompts[kind] + text
-        found: list[int] = tokenizer(text.lower() if lowers_case else text)["input_ids"]
+        found: list[int] = tokenizer(text.lower() if recipe.lowers_case else text)["input_ids"]
         return found
 
     rendered = []
@@ -115,16 +119,20 @@ def _render(
         positives, negatives = ([ids("document", one) for one in side] for side in row.passages)
         texts = Texts(ids("query", row.query), positives, negatives)
         longest = max(map(len, texts.sequences))
-        if longest > config.max_length:
+        if longest > limit:
             too_long[row.line] = longest
         rendered.append(texts)
     if too_long:
         line, longest = max(too_long.items(), key=lambda item: item[1])
         raise DataError(
-            f"{file}: {len(too_long)} of {len(rows)} rows have a text longer than "
-            f"max_length={config.max_length} tokens; the longest, line {line}, has {longest}",
-            hint=f"Set training.max_length: {longest}, or split the passages: a server gives a "
-            "text one vector, whatever its length.",
+            f"{file}: {len(too_long)} of {len(rows)} rows have a text longer than {named}; the "
+            f"longest, line {line}, has {longest}",
+            hint=(
+                f"Set training.max_length: {longest}, or split the passages"
+                if limit == config.max_length
+                else "Split the passages"
+            )
+            + ": a text has one vector, whatever its length.",
         )
     return rendered
 

@@ -34,6 +34,7 @@ from tuneline.models.vectors import (
     pooled,
     read_recipe,
     vector_of,
+    write_recipe,
 )
 
 COMMON = {
@@ -283,6 +284,20 @@ def test_rows_that_cannot_be_compared_or_are_too_long_are_refused(base: ModelSou
     tokenizer = load_tokenizer(base.path)
     with pytest.raises(DataError, match="1 of 1 rows have a text longer than max_length=64"):
         EMBEDDING.render(_config(), tokenizer, long, (), "train.jsonl")
+
+
+def test_a_text_that_no_server_of_the_base_takes_is_refused(tmp_path: Path) -> None:
+    folder = _bert(tmp_path / "bert")
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
+    write_recipe(folder, folder, Recipe("mean", is_normalized=True), {})
+    config, tokenizer = _config(), load_tokenizer(folder)
+    assert read_recipe(folder).max_tokens == 16
+    short, long = query_row("q", ["red " * 4], []), query_row("q", ["red blue " * 8], [])
+    assert len(EMBEDDING.render(config, tokenizer, [short], (), "train.jsonl")) == 1
+    assert len(tokenizer(long.passages[0][0])["input_ids"]) <= config.max_length
+    with pytest.raises(DataError, match="longer than the base's max_seq_length=16") as error:
+        EMBEDDING.render(config, tokenizer, [short, long], (), "train.jsonl")
+    assert (error.value.hint or "").startswith("Split the passages")
 
 
 def test_an_encoder_that_does_not_say_its_pooling_needs_one(tmp_path: Path) -> None:
