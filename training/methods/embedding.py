@@ -13,8 +13,7 @@ vectors (Gao et al., 2021). A step takes the memory of one batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +26,10 @@ from training.config.method import EmbeddingConfig
 from training.data.row import Row
 from training.loop.batches import GroupedByLength
 from training.methods import Method, before_after, loss_metrics
+from training.methods.contrast import Batch, Known, Texts, collate, contrast, number_texts
 from tuneline.core.errors import ArtifactError, ConfigError, DataError
 from tuneline.models.source import ModelSource
 from tuneline.models.vectors import Pool, Recipe, load_dense, pooled, read_recipe
-
-Batch = dict[str, torch.Tensor]
-Known = Mapping[int, torch.Tensor]
-"""The numbers of the passages that answer a query, by the number of the query."""
-
-
-@dataclass(frozen=True)
-class Texts:
-    """A row as token ids."""
-
-    query_ids: list[int]
-    positives: list[list[int]]
-    negatives: list[list[int]]
-
-    @property
-    def sequences(self) -> list[list[int]]:
-        """Return the query and all passages."""
-        return [self.query_ids, *self.positives, *self.negatives]
-
-    @property
-    def num_trained_tokens(self) -> int:
-        return sum(map(len, self.sequences))
 
 
 def options_of(config: TrainingConfig) -> EmbeddingConfig:
@@ -152,7 +130,7 @@ def _trainer(
         **arguments | {"per_device_eval_batch_size": at_once, "remove_unused_columns": False},
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )
-    numbers, known = _numbers([*train_rows, *heldout_rows])
+    numbers, known = number_texts([*train_rows, *heldout_rows])
     pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = _EmbeddingTrainer(
         model=model,
@@ -169,68 +147,6 @@ def _trainer(
     if config.train_sampling_strategy == "group_by_length":
         trainer.lengths = [max(map(len, row.sequences)) for row in train_rows]
     return trainer
-
-
-def _numbers(rows: Sequence[Texts]) -> tuple[dict[tuple[int, ...], int], Known]:
-    """Return a number for each distinct text, and the passages that answer each query."""
-    numbers: dict[tuple[int, ...], int] = {}
-    answers: dict[int, set[int]] = {}
-    for row in rows:
-        query, *passages = (
-            numbers.setdefault(tuple(ids), len(numbers))
-            for ids in (row.query_ids, *row.positives, *row.negatives)
-        )
-        answers.setdefault(query, set()).update(passages[: len(row.positives)])
-    return numbers, {query: torch.tensor(sorted(found)) for query, found in answers.items()}
-
-
-def collate(rows: Sequence[Texts], *, numbers: Mapping[tuple[int, ...], int], pad_id: int) -> Batch:
-    """Return a batch of rows.
-
-    `asked` and `target` have an entry for each passage that answers its query: the places of the
-    query and of the passage. `query_number` and `passage_number` tell equal texts.
-    """
-    queries = [row.query_ids for row in rows]
-    passages: list[list[int]] = []
-    asked: list[int] = []
-    target: list[int] = []
-    for place, row in enumerate(rows):
-        asked += [place] * len(row.positives)
-        target += range(len(passages), len(passages) + len(row.positives))
-        passages += [*row.positives, *row.negatives]
-    batch = {}
-    for name, texts in (("query", queries), ("passage", passages)):
-        longest = max(map(len, texts))
-        batch[f"{name}_ids"] = torch.tensor(
-            [ids + [pad_id] * (longest - len(ids)) for ids in texts]
-        )
-        sizes = torch.tensor([len(ids) for ids in texts])
-        batch[f"{name}_mask"] = (torch.arange(longest) < sizes[:, None]).long()
-        batch[f"{name}_number"] = torch.tensor([numbers[tuple(ids)] for ids in texts])
-    return {**batch, "asked": torch.tensor(asked), "target": torch.tensor(target)}
-
-
-def contrast(
-    queries: torch.Tensor,
-    passages: torch.Tensor,
-    asked: torch.Tensor,
-    target: torch.Tensor,
-    left_out: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, int]:
-    """Return the loss in nats, the mean over pairs, and the pairs whose passage is the nearest.
-
-    Args:
-        queries: Vectors, of shape (queries, dimensions).
-        passages: Vectors, of shape (passages, dimensions).
-        asked: For each pair the place of its query.
-        target: For each pair the place of its passage.
-        left_out: Of shape (pairs, passages): where a passage is not compared.
-    """
-    queries, passages = (torch.nn.functional.normalize(one, dim=-1) for one in (queries, passages))
-    cosines = (queries[asked] @ passages.T).masked_fill(left_out, -torch.inf)
-    loss = torch.nn.functional.cross_entropy(scale * cosines, target)
-    return loss, int((cosines.argmax(1) == target).sum())
 
 
 def _metrics(points: Sequence[dict[str, Any]]) -> dict[str, Any]:

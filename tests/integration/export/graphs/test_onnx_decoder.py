@@ -45,7 +45,7 @@ MESSAGES = [{"role": "user", "content": "what is the weather on the second floor
 NO_NETWORK = """
 import json, os, pathlib, socket, sys
 
-if "onnxruntime_genai.models.builder" in sys.orig_argv:
+if any("onnxruntime_genai.models.builder" in word for word in sys.orig_argv):
     path = pathlib.Path(__file__).with_name("received.json")
     path.write_text(json.dumps(dict(os.environ)))
 

@@ -63,7 +63,7 @@ def test_a_tar_is_the_same_bytes_each_time(model: Artifact, tmp_path: Path) -> N
         members = archive.getmembers()
         assert [member.name for member in members] == sorted(member.name for member in members)
         assert {(m.uid, m.gid, m.mtime, m.mode, m.uname) for m in members} == {(0, 0, 0, 0o644, "")}
-        archive.extractall(tmp_path / "unpacked", filter="data")
+        archive.extractall(tmp_path / "unpacked")  # noqa: S202 (Python 3.11.2 has no filter)
     (tmp_path / "unpacked" / "README.md").unlink()
     verify_artifact(open_artifact(tmp_path / "unpacked"))
 

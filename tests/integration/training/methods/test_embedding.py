@@ -18,7 +18,8 @@ from training.config import EvaluationConfig, TrainingConfig
 from training.data.row import query_row
 from training.evaluation.retrieval import evaluate_retrieval, positive_ranks, ranked_passages
 from training.loop.arguments import trainer_arguments
-from training.methods.embedding import EMBEDDING, Texts, collate, contrast
+from training.methods.contrast import Texts, collate, contrast
+from training.methods.embedding import EMBEDDING
 from training.model import load_base
 from training.train import train_adapter
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
