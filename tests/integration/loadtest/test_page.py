@@ -47,8 +47,10 @@ def test_the_page_shows_the_figures_of_the_report(browser: "Browser", measured: 
         p90 = seconds(scenario["latency"]["ttft_s"]["percentiles"]["p90"])
         assert p90 in text
         assert any(scenario["name"] in picture and p90 in picture for picture in pictures)
-        for problem in scenario["problems"]:
-            assert text.count(problem) == 1
+    # The hypervisor may take the CPU from both scenarios in equal shares: the same words twice.
+    problems = [problem for scenario in report["scenarios"] for problem in scenario["problems"]]
+    for problem in set(problems):
+        assert text.count(problem) == problems.count(problem)
     assert len(pictures) == 5
     assert "open loop, poisson arrivals, 60 requests/s, 60 requests" in text
     assert "closed loop, 4 requests at once, 60 requests, after 5 requests of warm-up" in text
