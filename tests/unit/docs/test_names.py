@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from tests.unit.docs import pages
 from tests.unit.docs.pages import PAGES, ROOT, Found
 from tuneline.cli import TunelineGroup, app
+from tuneline.core.errors import TunelineError
 
 KEYS = pages.known_keys()
 SECTIONS = {key.rpartition(".")[0] for key in KEYS}
@@ -155,6 +156,19 @@ def test_readme_names_every_command() -> None:
     named = [word for first in rows for word in re.findall(r"`([a-z]+)[ a-z]*`", first)]
     assert len(TunelineGroup.table) > 20
     assert set(named) == set(TunelineGroup.table)
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_readme_names_every_exit_code(page: str) -> None:
+    head = {"README.md": "exit code", "README.ko.md": "종료 코드"}[page]
+    named = {int(first) for first in _table(page, head) if first.strip().isdigit()}
+    classes, left = set(), [TunelineError]
+    while left:
+        one = left.pop()
+        classes.add(one.exit_code)
+        left += one.__subclasses__()
+    assert len(classes) > 6
+    assert named == {0, *classes}
 
 
 def test_every_command_of_a_group_is_on_a_page() -> None:

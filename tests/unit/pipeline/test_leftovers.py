@@ -13,9 +13,10 @@ from tests.commands import tuneline_here
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.lock import locked_file
 from tuneline.core.release import RELEASE_KIND
-from tuneline.pipeline.leftovers import find_leftovers
+from tuneline.pipeline.leftovers import STAGES, find_leftovers
 from tuneline.pipeline.plan import plan
 from tuneline.pipeline.run_config import Run, load_run
+from tuneline.pipeline.stages import stages
 
 CONFIG = """
 name: small
@@ -157,3 +158,20 @@ def test_the_command_lists_first_and_removes_when_told(run: Run) -> None:
     left = [path.name for path in run.dir.iterdir()]
     assert sorted(left) == [".lock", next_of(run, "dataset").name]
     assert "nothing to remove" in tuneline_here(*words).stdout
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "evaluation: {forgetting: true}\nexport: {forms: [onnx-int8, torch-export]}",
+        "training: {method: {type: dpo}}",
+        "training: {method: {type: reward}}\nserving: {routes: [pooling]}",
+        "training: {method: {type: embedding}}\nserving: {routes: [embeddings]}",
+    ],
+)
+def test_the_folders_of_every_stage_are_known(more: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"name: small\ndata: {{path: train.jsonl}}\n{more}\n")
+    names = {stage.name for stage in stages(load_run(path))}
+    assert len(names) >= 4
+    assert names - STAGES == set()
