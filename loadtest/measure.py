@@ -29,6 +29,7 @@ from loadtest.report.build import Result
 from loadtest.report.schema import Calibration, Server
 from loadtest.workload.build import Workload
 from loadtest.workload.checks import Checks
+from loadtest.workload_config import POOLED
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import progress
@@ -237,6 +238,7 @@ def judged(
         over_time=run_over_time,
         endings=endings,
         images=images_of(plan, workload, measured),
+        of_tokens=plan.route not in POOLED,
         is_spilled=bool(measured.spills),
     )
 

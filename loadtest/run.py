@@ -17,7 +17,7 @@ from loadtest.config import LoadTestConfig
 from loadtest.measure import measure_scenario
 from loadtest.report.build import Result, load_report, scenario_report, summary_metrics
 from loadtest.report.files import sample_path
-from loadtest.report.plots import plot_latency_cdf, plot_ttft_over_time
+from loadtest.report.plots import plot_latency_cdf, plot_latency_over_time
 from loadtest.report.schema import REPORT_FILE, LoadReport
 from loadtest.report.terminal import scenario_lines
 from loadtest.workload.checks import Checks, read_checks
@@ -198,5 +198,6 @@ def save_records(result: Result, directory: Path) -> None:
 def write_report(report: LoadReport, results: Sequence[Result], directory: Path) -> None:
     """Write `report.json` and the plots."""
     write_document(report, directory / REPORT_FILE)
-    plot_latency_cdf(results, directory)
-    plot_ttft_over_time(results, directory)
+    of_tokens = all(result.of_tokens for result in results)
+    plot_latency_cdf(results, directory, of_tokens=of_tokens)
+    plot_latency_over_time(results, directory, of_tokens=of_tokens)

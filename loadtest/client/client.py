@@ -177,7 +177,7 @@ class Client(Pool):
         return self.stop_ns is None or monotonic_ns() < self.stop_ns
 
     def begin(self, index: int, intended_ns: int) -> None:
-        request = Request(index, intended_ns)
+        request = Request(index, intended_ns, self.plan.most_answer_bytes)
         if self.plan.leaves(index):
             request.events_left = self.plan.leave_after_tokens
             if request.events_left is None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from loadtest.client.answer_limit import READ_COST_BYTES, num_kept
 from loadtest.client.http1 import Framer, ProtocolError
 from loadtest.client.tls import TlsStream
 
@@ -39,12 +40,14 @@ class Request:
 
     __slots__ = (
         "closed", "connect_ns", "connection", "end_ns", "error", "events_left", "index",
-        "intended_ns", "message", "reads", "resent", "sent_ns",
+        "intended_ns", "message", "reads", "resent", "room_bytes", "sent_ns",
     )  # fmt: skip
 
-    def __init__(self, index: int, intended_ns: int) -> None:
+    def __init__(self, index: int, intended_ns: int, room_bytes: int) -> None:
         self.index = index
         self.intended_ns = intended_ns
+        self.room_bytes = room_bytes
+        """Bytes that its answer may still take in memory."""
         self.sent_ns: int | None = None
         self.connect_ns = 0
         """How long it waited for a connection of its own before it was sent."""
@@ -126,6 +129,12 @@ class Connection:
             self.client.drop(self)  # bytes that nobody asked for
             return
         request.reads.append((now_ns, stamp, data))
+        request.room_bytes -= len(data) + READ_COST_BYTES
+        if request.room_bytes < 0:
+            num_bytes = sum(len(one) for _, _, one in request.reads)
+            del request.reads[num_kept(request.reads) :]
+            self.client.fail(request, "answer_too_long", f"no end after {num_bytes / 1e6:.3g} MB")
+            return
         if request.events_left is not None and self.client.counts_out(request, data):
             return
         try:

@@ -152,6 +152,8 @@ class Plan:
     """The times of a trace end before the scenario's duration."""
     route: str = "chat"
     """A key of ROUTES."""
+    most_answer_bytes: int = 2**62
+    """An answer that is longer is given up; see `client.answer_limit`."""
     form: dict[str, Any] | None = None
     """The form that requests ask of their answers; see `client.form`."""
     sessions: SessionPlan | None = None

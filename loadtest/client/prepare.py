@@ -11,6 +11,7 @@ import numpy as np
 
 from loadtest.arrivals.schedule import arrival_times
 from loadtest.arrivals.table import pattern_of, peak_rps
+from loadtest.client.answer_limit import most_answer_bytes
 from loadtest.client.form import asked_form
 from loadtest.client.plan import Plan
 from loadtest.client.records import UNFINISHED, Records, join_records
@@ -92,13 +93,12 @@ def make_plan(
         num_connections=min(num_connections, MAX_CONNECTIONS),
         num_unchecked=workload.num_unchecked,
         route=route_at(workload.path),
+        most_answer_bytes=most_answer_bytes(config, workload),
         form=asked_form(config.extra_body, config.workload.tools),
         sessions=workload.sessions,
         trace_ends=_trace_ends(scenario, arrivals or (), config.num_warmup_requests),
     )
-    if config.cancellations is not None:
-        plan = _with_cancellations(plan, config.cancellations, seed)
-    return plan, workload
+    return _with_cancellations(plan, config.cancellations, seed), workload
 
 
 def _head(path: str, root: str, host: str, port: int) -> str:
@@ -112,7 +112,9 @@ def _head(path: str, root: str, host: str, port: int) -> str:
     )
 
 
-def _with_cancellations(plan: Plan, config: CancellationsConfig, seed: int) -> Plan:
+def _with_cancellations(plan: Plan, config: CancellationsConfig | None, seed: int) -> Plan:
+    if config is None:
+        return plan
     return replace(
         plan,
         leave_share=config.share,

@@ -33,6 +33,10 @@ from tuneline.core.statistics import wilson_interval
 Values = NDArray[np.float64]
 
 
+OF_TOKENS = ("ttft_s", "ttft_from_sent_s", "tpot_s", "inter_chunk_gap_s", "worst_gap_s")
+"""A document with vectors or scores comes whole: it has none of these."""
+
+
 def percentile(values: Values, q: float) -> float:
     """Return a percentile, linear between order statistics (numpy's default, type 7 of Hyndman and
     Fan, 1996); infinite if the upper neighbour is infinite."""

@@ -9,7 +9,7 @@ from typing import Any
 from loadtest.client.records import SUCCEEDED, Records
 from loadtest.client.server_check import Served
 from loadtest.config import LoadTestConfig, Scenario
-from loadtest.judging.latency import distribution, latency_values
+from loadtest.judging.latency import OF_TOKENS, distribution, latency_values
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.verdict import Judgement, worst
 from loadtest.report.answer_schema import AnswerFigures, CancellationFigures, Endings, RepeatFigures
@@ -62,6 +62,8 @@ class Result:
     images: ImageFigures | None = None
     gpu: GpuFigures | None = None
     endings: Endings | None = None
+    of_tokens: bool = True
+    """Answers are streams of tokens, not documents with vectors or scores."""
     is_spilled: bool = False
     """The records lie on disk; `records` is a sample of them."""
     model_figures: dict[str, ModelFigures] | None = None
@@ -115,6 +117,7 @@ def endpoint_report(endpoint: Endpoint, served: Served) -> EndpointReport:
 def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
     """Return the report of one scenario."""
     stats, judgement = result.stats, result.judgement
+    of_tokens = result.of_tokens
     return ScenarioReport(
         name=result.scenario.name,
         verdict=judgement.verdict,
@@ -141,7 +144,9 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
             for name, count in stats.errors.items()
         },
         retry_after_s=stats.retry_after_s,
-        latency=stats.latencies,
+        latency={
+            name: one for name, one in stats.latencies.items() if of_tokens or name not in OF_TOKENS
+        },
         throughput=stats.throughput
         if stats.good is None
         else stats.throughput.model_copy(
@@ -151,7 +156,7 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
         arrivals=Arrivals(scheduled=stats.arrivals_scheduled, delivered=stats.arrivals_delivered),
         mean_in_flight=stats.mean_in_flight,
         steady_state=stats.steady_state,
-        models=result.model_figures if result.is_spilled else _per_model(result),
+        models=_per_model(result),
         sessions=stats.sessions,
         answers=result.answers,
         repeats=result.repeats,
@@ -160,7 +165,7 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
         calibration=result.calibration,
         server=result.server,
         text_sample=result.text_sample,
-        over_time=result.over_time,
+        over_time=result.over_time if of_tokens else _without_tokens(result.over_time),
         images=result.images,
         gpu=result.gpu,
         endings=result.endings,
@@ -168,8 +173,25 @@ def scenario_report(config: LoadTestConfig, result: Result) -> ScenarioReport:
     )
 
 
+def _without_tokens(found: OverTime | None) -> OverTime | None:
+    """Return the blocks of a run whose answers come whole."""
+    if found is None:
+        return None
+    nothing: list[None] = [None] * len(found.time_s)
+    drifts = [one for one in found.drifts if one.name not in OF_TOKENS]
+    return found.model_copy(update={"ttft_p50_s": nothing, "tpot_p50_s": nothing, "drifts": drifts})
+
+
 def _per_model(result: Result) -> dict[str, ModelFigures] | None:
     """Return the figures of each served name of a mix; None for a single name."""
+    found = result.model_figures if result.is_spilled else _counted(result)
+    if found is None or result.of_tokens:
+        return found
+    nothing = {"ttft_s": None, "tpot_s": None}
+    return {name: one.model_copy(update=nothing) for name, one in found.items()}
+
+
+def _counted(result: Result) -> dict[str, ModelFigures] | None:
     import numpy as np
 
     names = sorted(set(result.models))
@@ -202,6 +224,7 @@ def summary_metrics(report: LoadReport) -> dict[str, Any]:
                 **{
                     metric: scenario.latency[metric].percentiles
                     for metric in ("ttft_s", "tpot_s", "e2e_s")
+                    if metric in scenario.latency
                 },
                 "output_tokens_per_s": scenario.throughput.output_tokens_per_s,
             }

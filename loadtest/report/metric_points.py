@@ -9,6 +9,7 @@ from loadtest.client.records import STATES
 from loadtest.judging.verdict import SEVERITY
 from loadtest.percentiles import percentile_of
 from loadtest.report.schema import LoadReport, ScenarioReport
+from loadtest.report.terminal import has_tokens
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,11 @@ def _of_run(
     for state, count in zip(STATES, counts, strict=True):
         yield MetricPoint("requests", "{request}", count, {**labels, "state": state}, end_s)
     rates = scenario.throughput
+    of_tokens = has_tokens(scenario)
     for name, unit, rate in (
         ("request_rate", "{request}/s", rates.succeeded_rps),
         ("goodput", "{request}/s", rates.goodput_rps),
-        ("output_token_rate", "{token}/s", rates.output_tokens_per_s),
+        ("output_token_rate", "{token}/s", rates.output_tokens_per_s if of_tokens else None),
         ("prompt_token_rate", "{token}/s", rates.prompt_tokens_per_s),
         ("error_share", "1", requests.error_rate),
     ):
@@ -72,12 +74,14 @@ def _over_time(scenario: ScenarioReport, labels: dict[str, str | float]) -> Iter
     if found is None:
         return
     start_s = scenario.start_unix_s
+    nothing: list[float | None] = [None] * len(found.time_s)
+    rates = found.output_tokens_per_s if has_tokens(scenario) else nothing
     ends = [start_s + at + found.block_s for at in found.time_s]
     for name, unit, values in (
         ("block.ttft", "s", found.ttft_p50_s),
         ("block.tpot", "s", found.tpot_p50_s),
         ("block.e2e", "s", found.e2e_p50_s),
-        ("block.output_token_rate", "{token}/s", found.output_tokens_per_s),
+        ("block.output_token_rate", "{token}/s", rates),
         ("block.request_rate", "{request}/s", found.succeeded_rps),
     ):
         for at_s, value in zip(ends, values, strict=True):

@@ -30,15 +30,15 @@ ROW_IN, ROW_TOP_IN, ROW_BOTTOM_IN = 2.6, 0.32, 0.56
 """Height of a row, and the part of it above and below the axes, in inches."""
 
 
-def plot_latency_cdf(results: Sequence[Result], directory: Path) -> None:
+def plot_latency_cdf(results: Sequence[Result], directory: Path, *, of_tokens: bool) -> None:
     """Write `latency_cdf.png`: the share of requests that end within a time."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4))
-    panels = figure.subplots(1, 2, gridspec_kw=TWO_PANELS)
-    for axes, name, label in zip(
-        panels, ("ttft_s", "e2e_s"), ("TTFT", "End-to-end latency"), strict=True
-    ):
+    names = [("ttft_s", "TTFT"), ("e2e_s", "End-to-end latency")][0 if of_tokens else 1 :]
+    margins = TWO_PANELS if of_tokens else ONE_PANEL
+    panels = figure.subplots(1, len(names), squeeze=False, gridspec_kw=margins)[0]
+    for axes, (name, label) in zip(panels, names, strict=True):
         for result in results:
             measured = result.records.select(~result.records.warmup)
             values = np.sort(latency_values(measured)[name])
@@ -57,8 +57,9 @@ def plot_latency_cdf(results: Sequence[Result], directory: Path) -> None:
     figure.savefig(directory / "latency_cdf.png", dpi=110)
 
 
-def plot_ttft_over_time(results: Sequence[Result], directory: Path) -> None:
-    """Write `ttft_over_time.png`: each request's TTFT, and a line for each failure."""
+def plot_latency_over_time(results: Sequence[Result], directory: Path, *, of_tokens: bool) -> None:
+    """Write `ttft_over_time.png`: each request's TTFT, and a line for each failure. For vectors and
+    scores write `e2e_over_time.png`, with the time of the whole answer."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, ROW_IN * len(results)))
@@ -67,20 +68,23 @@ def plot_ttft_over_time(results: Sequence[Result], directory: Path) -> None:
         records = result.records
         times = records.intended_s
         ok = records.state == SUCCEEDED
-        ttft = records.first_token_s - records.intended_s
+        ends_s = records.first_token_s if of_tokens else records.last_token_s
+        seconds = ends_s - records.intended_s
         for rows_shown, color, label in (
             (ok & ~records.warmup, "tab:blue", "measured"),
             (ok & records.warmup, "tab:gray", "warm-up"),
         ):
-            axes.scatter(times[rows_shown], ttft[rows_shown], s=9, color=color, label=label)
+            axes.scatter(times[rows_shown], seconds[rows_shown], s=9, color=color, label=label)
         failed = ~np.isin(records.state, (SUCCEEDED, CANCELLED))
         for time in times[failed & ~np.isnan(times)]:
             axes.axvline(time, color="tab:red", linewidth=0.6)
-        axes.set(title=result.scenario.name, xlabel="intended time, s", ylabel="TTFT, s")
+        label = "TTFT, s" if of_tokens else "end-to-end latency, s"
+        axes.set(title=result.scenario.name, xlabel="intended time, s", ylabel=label)
         _from_zero(axes)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    figure.savefig(directory / "ttft_over_time.png", dpi=110)
+    name = "ttft_over_time.png" if of_tokens else "e2e_over_time.png"
+    figure.savefig(directory / name, dpi=110)
 
 
 def _from_zero(axes: Axes) -> None:

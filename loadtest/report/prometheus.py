@@ -8,6 +8,7 @@ from loadtest.client.records import STATES
 from loadtest.judging.verdict import SEVERITY
 from loadtest.percentiles import percentile_of
 from loadtest.report.files import report_of
+from loadtest.report.terminal import has_tokens
 from tuneline.core.artifact import Artifact
 
 
@@ -52,7 +53,9 @@ def prometheus_text(artifact: Artifact) -> str:
             ):
                 add("sessions", {**common, "state": state}, count)
             add("turns_not_reached", common, sessions.num_turns_not_reached)
-        add("output_tokens_per_second", common, scenario.throughput.output_tokens_per_s)
+        if has_tokens(scenario):
+            add("output_tokens_per_second", common, scenario.throughput.output_tokens_per_s)
+        add("prompt_tokens_per_second", common, scenario.throughput.prompt_tokens_per_s)
         add("requests_per_second", common, scenario.throughput.succeeded_rps)
         for verdict in reversed(SEVERITY):
             add("verdict", {**common, "verdict": verdict}, float(scenario.verdict == verdict))

@@ -190,8 +190,9 @@ class ModelFigures(Part):
 
     offered: int
     succeeded: int
-    ttft_s: Distribution
-    tpot_s: Distribution
+    ttft_s: Distribution | None
+    """Null for vectors and scores, as `tpot_s` is: such an answer comes whole."""
+    tpot_s: Distribution | None
     e2e_s: Distribution
 
 
@@ -270,7 +271,7 @@ class ScenarioReport(Part):
     retry_after_s: list[float]
     """The `Retry-After` values that the server named."""
     latency: dict[str, Distribution]
-    """By metric; docs/metrics.md defines the metrics."""
+    """By metric; docs/metrics.md defines the metrics. Vectors and scores have none of tokens."""
     throughput: Throughput
     tokens: Tokens
     arrivals: Arrivals

@@ -137,6 +137,8 @@ def latency_rows(scenario: ScenarioReport) -> list[tuple[str, Distribution]]:
 
 def has_tokens(scenario: ScenarioReport) -> bool:
     """Return whether answers are streams of tokens, not documents with vectors or scores."""
+    if "ttft_s" not in scenario.latency:
+        return False
     tokens = scenario.tokens
     return bool(tokens.num_events or tokens.num_output_tokens or not scenario.requests.succeeded)
 

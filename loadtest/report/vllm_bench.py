@@ -13,6 +13,7 @@ from loadtest.config import Scenario
 from loadtest.judging.latency import gaps_s
 from loadtest.report.files import records_of, report_of
 from loadtest.report.schema import LoadReport, ScenarioReport
+from loadtest.report.terminal import has_tokens
 from loadtest.workload_config import POOLED, TOKEN_IDS, WorkloadConfig
 from tuneline.core.artifact import Artifact
 
@@ -51,6 +52,8 @@ def _scenario(report: LoadReport, scenario: ScenarioReport, records: Records) ->
     with np.errstate(divide="ignore", invalid="ignore"):
         tpot = np.where(ok.tokens > 1, (e2e - ttft) / (ok.tokens - 1), np.nan)
     values = {"ttft": ttft, "tpot": tpot[~np.isnan(tpot)], "itl": gaps_s(ok), "e2el": e2e}
+    if not has_tokens(scenario):
+        values = {"e2el": e2e}
     return {
         "date": datetime.fromtimestamp(scenario.start_unix_s, UTC).strftime("%Y%m%d-%H%M%S"),
         "backend": backend_of(report.workload),

@@ -18,6 +18,7 @@ from loadtest.judging.intervals import (
     correlated_block,
     paired_difference,
 )
+from loadtest.judging.latency import OF_TOKENS
 from loadtest.judging.statistics import Statistics
 from loadtest.judging.verdict import Judgement
 from loadtest.measure import GiveUp, measure_scenario
@@ -135,7 +136,11 @@ def summarize_load(load: Load, result: Result, stopped: bool) -> Probe:
         verdict=Verdict.FAIL if failed else judgement.verdict,
         stopped_early=stopped,
         num_requests=stats.num_offered,
-        latency={metric: stats.latencies[metric].percentiles for metric in METRICS},
+        latency={
+            metric: stats.latencies[metric].percentiles
+            for metric in METRICS
+            if result.of_tokens or metric not in OF_TOKENS
+        },
         output_tokens_per_s=stats.throughput.output_tokens_per_s,
         succeeded_rps=stats.throughput.succeeded_rps,
         mean_e2e_s=e2e_s,

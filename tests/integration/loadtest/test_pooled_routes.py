@@ -1,6 +1,7 @@
 """The routes for vectors and scores against the server of known delays."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 
-from loadtest import report_text
+from loadtest import report_text, run_loadtest
 from loadtest.client.prepare import make_plan
 from loadtest.client.processes import run_workers
 from loadtest.config import DEFAULT_MAX_TOKENS
@@ -106,3 +107,39 @@ def test_a_rerank_load_test_of_a_file_has_a_page_without_token_figures(
     page = report_text(artifact, "html")
     assert "prompts, to the route rerank" in page
     assert "Time to first token" not in page
+
+
+def test_no_form_of_a_report_of_vectors_has_a_first_token(known: Any, tmp_path: Path) -> None:
+    settings = config(
+        workload={"route": "embeddings", "models": {"known": 1, "known@0123456789ab": 1}},
+        max_tokens=DEFAULT_MAX_TOKENS,
+    )  # fmt: skip
+    artifact = run_loadtest(settings, known.endpoint, tmp_path / "a", prompts=[asked("a text")])
+    (scenario,) = report_of(artifact)["scenarios"]
+    assert scenario["requests"]["succeeded"] == 60
+    assert sorted(scenario["latency"]) == ["e2e_from_sent_s", "e2e_s"]
+    assert set(scenario["over_time"]["ttft_p50_s"]) == {None}
+    assert sum(one["succeeded"] for one in scenario["models"].values()) == 60
+    assert all(one["ttft_s"] is None for one in scenario["models"].values())
+    files = {path.name for path in artifact.path.iterdir()}
+    assert "e2e_over_time.png" in files and "ttft_over_time.png" not in files
+    for form in ("prometheus", "otlp", "vllm"):
+        text = report_text(artifact, form)
+        assert "e2e" in text and "ttft" not in text and "tpot" not in text, form
+        assert "output_token_rate" not in text and "output_tokens_per_second" not in text
+    (p50,) = re.findall(r'e2e_seconds{.*quantile="0.50"} (.*)', report_text(artifact, "prometheus"))
+    assert float(p50) == pytest.approx(scenario["latency"]["e2e_s"]["percentiles"]["p50"])
+
+
+def test_a_report_of_vectors_without_a_good_answer_has_every_form(
+    known: Any, tmp_path: Path
+) -> None:
+    settings = config(
+        workload={"route": "embeddings"}, max_tokens=DEFAULT_MAX_TOKENS, num_warmup_requests=0,
+        scenarios=[{"name": "x", "concurrency": 2, "num_requests": 4}],
+    )  # fmt: skip
+    prompts = [asked("fault:500")]
+    artifact = run_loadtest(settings, known.endpoint, tmp_path / "a", prompts=prompts)
+    for form in ("table", "html", "markdown", "csv", "vllm", "prometheus", "otlp"):
+        assert report_text(artifact, form), form
+    assert "TTFT" not in report_text(artifact, "table")
