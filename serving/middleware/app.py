@@ -36,7 +36,7 @@ from serving.middleware.asgi import (
     answer,
     retry_after,
 )  # fmt: skip
-from serving.middleware.body import Refusal, check_fields, parse_body, read_body, replayed
+from serving.middleware.body import Reading, Refusal, check_fields, parse_body, read_body, replayed
 from serving.middleware.chat_page import CHAT_PAGE, answer_page, challenge, takes_basic
 from serving.middleware.connections import Connections
 from serving.middleware.cors import Origins, allowed_origins
@@ -89,6 +89,7 @@ class TunelineMiddleware:
         """Requests of proofs of adapters, which the heartbeat counts as in flight."""
         self.origins = Origins()
         self._num_prompts = 0  # of the requests in flight; a request may have a list of them
+        self._reading = Reading()
         self._connections = Connections()
         self._has_handed_on = False
         self._next_look: asyncio.TimerHandle | None = None
@@ -248,7 +249,7 @@ class TunelineMiddleware:
         return self._choose_model(exchange, fields, body)
 
     async def _body(self, exchange: Exchange) -> bytes:
-        return await read_body(exchange.scope, exchange.receive, self.settings)
+        return await read_body(exchange.scope, exchange.receive, self.settings, self._reading)
 
     def _choose_model(
         self, exchange: Exchange, fields: dict[str, Any], body: bytes

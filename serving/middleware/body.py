@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from serving.middleware.asgi import Message, Receive, Scope, header
+from serving.middleware.asgi import RETRY_AFTER_S, Message, Receive, Scope, header
 from serving.middleware.key_file import Key
 from serving.middleware.settings import Settings
 
+MAX_READING = 32
+"""Bodies of the largest size that may be in memory before they are whole."""
 MAX_LEVELS = 200
 """Levels of lists and objects in a body; parsers of JSON stop at a level that depends on the stack
 around them."""
@@ -43,15 +46,36 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
 
 
-async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
+@dataclass
+class Reading:
+    """The bodies that are being read now. A request counts as in progress only when its body is
+    whole, so `max_in_flight` does not limit them."""
+
+    num_bodies: int = 0
+    num_bytes: int = 0
+
+    def has_room(self, size: int, most: int) -> bool:
+        """Return whether a body may have `size` bytes now.
+
+        A body that keeps to an equal share of `most` always may: large or slow bodies of others do
+        not keep it out. So all bodies together have at most twice `most`.
+        """
+        return self.num_bytes <= most or size * self.num_bodies <= most
+
+
+async def read_body(scope: Scope, receive: Receive, settings: Settings, reading: Reading) -> bytes:
     """Return the whole body.
 
     Raises:
-        Refusal: The body is larger than `max_body_bytes` (413), or has not come within
-            `body_timeout_s` (408).
+        Refusal: The body is larger than `max_body_bytes` (413), has not come within
+            `body_timeout_s` (408), or has no room next to the others that come now (503).
         ConnectionError: The client left.
     """
     limit = settings.max_body_bytes
+    too_many = Refusal(
+        503, "The server reads too many large bodies at once; ask again.",
+        kind="ServiceUnavailableError", retry_after_s=RETRY_AFTER_S,
+    )  # fmt: skip
     too_large = Refusal(
         413, f"The body is larger than {limit} bytes.", kind="RequestTooLargeError",
         code="request_too_large",
@@ -60,6 +84,7 @@ async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes
     if length is not None and length.isdecimal() and int(length) > limit:
         raise too_large
     parts, size = [], 0
+    reading.num_bodies += 1
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             while True:
@@ -68,8 +93,11 @@ async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes
                     raise ConnectionError
                 part = message.get("body", b"")
                 size += len(part)
+                reading.num_bytes += len(part)
                 if size > limit:
                     raise too_large
+                if not reading.has_room(size, MAX_READING * limit):
+                    raise too_many
                 parts.append(part)
                 if not message.get("more_body", False):
                     return b"".join(parts)
@@ -78,6 +106,9 @@ async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes
             408, f"The body has not come within {settings.body_timeout_s:g} s.",
             kind="RequestTimeoutError",
         ) from None  # fmt: skip
+    finally:
+        reading.num_bodies -= 1
+        reading.num_bytes -= size
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

@@ -29,6 +29,9 @@ _PARTS = (
     "input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens",
 )  # fmt: skip
 """The usage of `/v1/messages` has no total, and counts cached tokens of the prompt apart."""
+ENGINE_HEADERS = (b"x-data-parallel-rank",)
+"""By which vLLM sends a request to the engine that its client names, past its own balance: one
+client could keep an engine busy. They do not reach it."""
 _MESSAGES = "/v1/messages"
 _ANTHROPIC = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -49,6 +52,7 @@ class Exchange:
         origin: Sequence[Header] = (),
     ) -> None:
         self.started_s = time.monotonic()
+        scope["headers"] = [one for one in scope["headers"] if one[0] not in ENGINE_HEADERS]
         self.request_id = _request_id(scope)
         self.key_name = "-"
         self.adapter = ""

@@ -14,8 +14,9 @@ from prometheus_client import REGISTRY
 from serving.middleware import app as app_module
 from serving.middleware.app import TunelineMiddleware
 from serving.middleware.asgi import Receive, Scope, Send
+from serving.middleware.body import MAX_READING
 from serving.middleware.settings import Settings, read_settings
-from tests.unit.serving.middleware.harness import CHAT, Inner, ask, send_request
+from tests.unit.serving.middleware.harness import CHAT, Answer, Inner, ask, send_request
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, inner: Inner, **settings: Any) -> TunelineMiddleware:
@@ -338,3 +339,41 @@ class Lifespan(Inner):
         for phase in ("startup", "shutdown"):
             await receive()
             await send({"type": f"lifespan.{phase}.complete"})
+
+
+def test_large_bodies_that_come_at_once_have_a_limit_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner = Inner()
+    middleware = limited(monkeypatch, inner, max_body_bytes=1024, body_timeout_s=60.0)
+
+    async def send_all() -> tuple[list[int], Answer, Answer]:
+        held = [
+            asyncio.create_task(send_request(middleware, parts=[b"x" * 1024, 30.0, b""]))
+            for _ in range(MAX_READING)
+        ]
+        await asyncio.sleep(0)
+        refused = await send_request(middleware, parts=[b"x" * 1000, b"x"])
+        chats = [await send_request(middleware, CHAT, {"model": "m"}) for _ in range(3)]
+        for one in held:
+            one.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        later = await send_request(middleware, parts=[b"x" * 1000, b"x"])
+        return [one.status for one in chats], refused, later
+
+    chats, refused, later = asyncio.run(send_all())
+    assert refused.status == 503
+    assert refused.headers["retry-after"] == "5"
+    assert refused.error["type"] == "ServiceUnavailableError"
+    assert chats == [200, 200, 200]  # each keeps to its share
+    assert later.status == 200  # the others have gone
+
+
+def test_a_client_does_not_choose_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Inner()
+    middleware = limited(monkeypatch, inner)
+    headers = {"x-data-parallel-rank": "1", "x-other": "kept"}
+    assert ask(middleware, CHAT, {"model": "m"}, headers=headers).status == 200
+    (scope,) = inner.scopes
+    names = [name for name, _ in scope["headers"]]
+    assert b"x-other" in names and b"x-data-parallel-rank" not in names
