@@ -15,7 +15,7 @@ EXPECTED_SKIPS = {
     "vLLM multiplies quantized experts on a CPU only with AMX or zentorch": 1,
     "PEFT keeps both in float32 on a bfloat16 base": 1,
     # A shared host that takes the CPU away makes a load test INVALID, as it should.
-    "this machine's host takes its CPU away": 12,
+    "this machine's host takes its CPU away": 3,
     "there is no Chromium here": 9,
     # It brings a web server and 80 packages; nothing else of the tests needs it.
     "the package mlflow is not installed": 2,

@@ -7,6 +7,11 @@ than MOST_AGAIN of them fails: so many late tests are not a burst of other work.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
 MEASURED = (
     "tests/integration/loadtest/",
     "tests/integration/k8s/cluster/",
@@ -19,6 +24,21 @@ MEASURED = (
 
 
 MOST_AGAIN = 8
+
+
+@contextmanager
+def on_a_shared_host() -> Iterator[None]:
+    """Accept a host that takes the CPU away, for tests whose subject is another rule.
+
+    A rented machine would otherwise make the load tests of this process INVALID. That the rule
+    reaches the verdict is tested in tests/unit/loadtest/judging/test_verdict.py.
+    """
+    from loadtest.judging import validity
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validity, "MAX_STEAL_SHARE", 1.0)
+        patch.setattr(validity, "MAX_THROTTLED_SHARE", 1.0)
+        yield
 
 
 def measures_time(node_id: str) -> bool:

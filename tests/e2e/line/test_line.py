@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
-from tests.e2e.line.conftest import EXAMPLES, QUICK, RUN, Serving, tuneline
+from tests.e2e.line.conftest import EXAMPLES, QUICK, RUN, Serving, tuneline, tuneline_judging
 from tests.integration.k8s.cluster.api_server import api_server
 from tuneline.core.artifact import new_artifact, open_artifact, verify_artifact
 from tuneline.core.parity import Parity
@@ -234,7 +234,7 @@ def test_an_slo_that_is_not_met_exits_with_6(
         "--set", "loadtest.scenarios.0.num_requests=24",
         "--set", "loadtest.scenarios.1.num_requests=24",
     )  # fmt: skip
-    done = tuneline(
+    done = tuneline_judging(
         runs, "loadtest", *missed, "--url", serving.url, "--model", serving.model,
         "--out", str(runs / "missed"),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.judging import validity
+from tests.timing import on_a_shared_host
 from tuneline.core.endpoint import Endpoint
 
 
@@ -50,14 +50,9 @@ def known_server(*options: str, scheme: str = "http") -> Iterator[Known]:
 
 
 @pytest.fixture
-def shared_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accept a host that takes the CPU away, for tests whose subject is another rule.
-
-    A rented machine would otherwise make their measurements INVALID. That the rule reaches the
-    verdict is tested in tests/unit/loadtest/judging/test_verdict.py.
-    """
-    monkeypatch.setattr(validity, "MAX_STEAL_SHARE", 1.0)
-    monkeypatch.setattr(validity, "MAX_THROTTLED_SHARE", 1.0)
+def shared_host() -> Iterator[None]:
+    with on_a_shared_host():
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from loadtest.config import LoadTestConfig
 from loadtest.shards import rendezvous
 from loadtest.shards.rendezvous import run_together
 from tests.commands import tuneline_here
+from tests.timing import on_a_shared_host
 from tuneline.core.errors import MissingError
 
 ROOT = Path(__file__).parents[3]
@@ -35,20 +37,18 @@ def tuneline(*arguments: str | Path, cwd: Path, **environ: str) -> subprocess.Co
         os.environ.update(before)
 
 
-def measuring(
-    *arguments: str | Path, cwd: Path, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command that measures, and skip the test where the host makes that INVALID."""
-    done = tuneline(*arguments, cwd=cwd, **environ)
-    skip_on_a_host_that_takes_the_cpu(done.returncode, done.stderr)
-    return done
-
-
 def skip_on_a_host_that_takes_the_cpu(code: int, said: str) -> None:
     """Skip the test: the measurement is INVALID, rightly. Unit tests check that rule."""
     reasons = ("the hypervisor took", "a CPU quota stopped")
     if code == 8 and any(reason in said for reason in reasons):
         pytest.skip("this machine's host takes its CPU away: a load test is INVALID here now")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_host() -> Iterator[None]:
+    """For the commands that run in this process."""
+    with on_a_shared_host():
+        yield
 
 
 def at(known: Any) -> tuple[str, ...]:
@@ -60,13 +60,13 @@ def measured(known: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A load report by the plain command."""
     folder = tmp_path_factory.mktemp("measured")
     options = ("--rate", "50", "--requests", "100", "--max-tokens", "8", "--out", "report", *FAST)
-    done = measuring(*at(known), *options, cwd=folder)
+    done = tuneline(*at(known), *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "report"
 
 
 def test_search_says_the_rate_and_the_replicas(known: Any, tmp_path: Path) -> None:
-    done = measuring(
+    done = tuneline(
         "search", *at(known), "--set", "loadtest.slo.ttft_s.p50=0.5", *FAST,
         "--start-rate", "20", "--max-rate", "40", "--requests", "60", "--max-tokens", "8",
         "--peak-rate", "100",
@@ -81,7 +81,7 @@ def test_search_says_the_rate_and_the_replicas(known: Any, tmp_path: Path) -> No
 
 
 def test_search_by_concurrency_says_the_most_streams(known: Any, tmp_path: Path) -> None:
-    done = measuring(
+    done = tuneline(
         "search", *at(known), "--by", "concurrency", "--max-concurrency", "2", "--requests", "30",
         "--set", "loadtest.slo.ttft_s.p50=0.5", *FAST, "--max-tokens", "8",
         "--out", "found", "--json", cwd=tmp_path,
@@ -121,7 +121,7 @@ def test_search_needs_an_objective(known: Any, tmp_path: Path) -> None:
 
 def test_sweep_measures_each_rate(known: Any, tmp_path: Path) -> None:
     options = ("--rates", "50,20", "--requests", "20", *FAST, "--out", "swept", "--json")
-    done = measuring("sweep", *at(known), *options, cwd=tmp_path)
+    done = tuneline("sweep", *at(known), *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "swept" / "report.json").read_text())
     assert [probe["rate_rps"] for probe in report["probes"]] == [20, 50]
@@ -130,7 +130,7 @@ def test_sweep_measures_each_rate(known: Any, tmp_path: Path) -> None:
 
 def test_sweep_measures_each_number_of_streams_at_a_url(known: Any, tmp_path: Path) -> None:
     options = ("--concurrencies", "4,1,2", "--requests", "30", *FAST, "--out", "swept")
-    done = measuring("sweep", *at(known), *options, cwd=tmp_path)
+    done = tuneline("sweep", *at(known), *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "swept" / "report.json").read_text())
     assert [probe["concurrency"] for probe in report["probes"]] == [1, 2, 4]
@@ -160,13 +160,13 @@ def test_compare_two_urls_and_two_reports(
     with start_known_server(
         "--ttft-s", "0.09", "--itl-s", "0.004", "--num-tokens", "8", "--api-key", "b-s"
     ) as slow:
-        done = measuring(
+        done = tuneline(
             "compare", known.endpoint.url, slow.endpoint.url, "--model", "known", "--rounds", "1",
             "--api-key-env-b", "KEY_OF_B", *load, "--out", "compared", cwd=tmp_path, KEY_OF_B="b-s",
         )  # fmt: skip
         assert done.returncode == 6, done.stderr
         assert "ttft_s: B - A is" in done.stderr
-        again = measuring(*at(slow), *load, "--out", "slow", cwd=tmp_path, VLLM_API_KEY="b-s")
+        again = tuneline(*at(slow), *load, "--out", "slow", cwd=tmp_path, VLLM_API_KEY="b-s")
         assert again.returncode == 0, again.stderr
     done = tuneline("compare", measured, "slow", "--out", "c", "--json", cwd=tmp_path)
     assert done.returncode == 6, done.stderr
@@ -219,7 +219,10 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_client(tmp_path: Path) -
 
 
 def test_shards_merge_into_one_report(known: Any, tmp_path: Path) -> None:
-    start = str(time.time() + 25)
+    # Long enough for both to come up, by this machine's own pace.
+    began_s = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import loadtest.shards.shard, tuneline.cli"], check=True)
+    start = str(time.time() + 6 + 10 * (time.monotonic() - began_s))
     load = ("--rate", "40", "--requests", "40", *FAST, "--start-at", start)
     commands = [
         [
@@ -230,7 +233,7 @@ def test_shards_merge_into_one_report(known: Any, tmp_path: Path) -> None:
     ]  # fmt: skip
     running = [subprocess.Popen(c, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) for c in commands]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
-    done = measuring("join", "shard0", "shard1", "--out", "merged", "--json", cwd=tmp_path)
+    done = tuneline("join", "shard0", "shard1", "--out", "merged", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (scenario,) = json.loads(done.stdout)["report"]["scenarios"]
     assert scenario["requests"]["offered"] == 40
@@ -340,7 +343,7 @@ def test_a_report_in_every_form(measured: Path, tmp_path: Path) -> None:
 
 def test_the_openai_client_reads_the_same_tokens(known: Any, tmp_path: Path) -> None:
     options = ("--rate", "20", "--requests", "20", *FAST, "--json")
-    done = measuring("cross-check", *at(known), *options, cwd=tmp_path)
+    done = tuneline("cross-check", *at(known), *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["num_requests"] == found["num_succeeded"] == found["num_equal_tokens"] >= 20
@@ -410,7 +413,7 @@ def test_a_key_with_a_line_break_works_and_a_password_in_the_url_does_not(
     known: Any, tmp_path: Path
 ) -> None:
     load = ("--rate", "50", "--requests", "20", *FAST)
-    done = measuring(*at(known), *load, "--out", "x", cwd=tmp_path, VLLM_API_KEY="s3cret-key\n")
+    done = tuneline(*at(known), *load, "--out", "x", cwd=tmp_path, VLLM_API_KEY="s3cret-key\n")
     assert done.returncode == 0, done.stderr
     url = known.endpoint.url.replace("//", "//user:topsecret@")
     refused = tuneline("--url", url, "--model", "known", *load, "--out", "y", cwd=tmp_path)

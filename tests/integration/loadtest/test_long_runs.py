@@ -93,7 +93,7 @@ def test_the_page_of_a_sample_has_the_figures_of_the_run(
 
 @pytest.mark.usefixtures("early")
 def test_a_full_disk_ends_the_run_with_a_report(start_known_server: Any, tmp_path: Path) -> None:
-    settings = config(scenarios=[{"name": "x", "concurrency": 4, "duration_s": 20.0}])
+    settings = config(scenarios=[{"name": "x", "concurrency": 4, "duration_s": 60.0}])
     partial = tmp_path / ".a.partial"
 
     def fill(directory: Path, scenario: str) -> SpillTo:
@@ -113,7 +113,7 @@ def test_a_full_disk_ends_the_run_with_a_report(start_known_server: Any, tmp_pat
         patch.setattr(run_module, "write_report", write_and_unlink)
         began_s = time.monotonic()
         artifact = run_loadtest(settings, server.endpoint, tmp_path / "a", prompts=PROMPTS)
-    assert time.monotonic() - began_s < 18
+    assert time.monotonic() - began_s < 50
     report = report_of(artifact)
     assert report["verdict"] == "INVALID"
     assert any("the disk became full" in problem for problem in report["problems"])
@@ -137,7 +137,7 @@ run_workers(plan, None, spill=SpillTo(Path({str(tmp_path)!r}), "x", most_reads=2
     assert process.stdout is not None
     process.stdout.readline()
     path = tmp_path / "records-x.0.spill"
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 120
     while sum(map(len, read_chunks(path))) < 100 if path.exists() else True:
         assert time.monotonic() < deadline_s
         time.sleep(0.2)
@@ -154,11 +154,11 @@ run_workers(plan, None, spill=SpillTo(Path({str(tmp_path)!r}), "x", most_reads=2
 
 @pytest.mark.usefixtures("early")
 def test_a_killed_client_process_leaves_the_records(known: Any, tmp_path: Path) -> None:
-    settings = config(scenarios=[{"name": "x", "concurrency": 8, "duration_s": 30.0}])
+    settings = config(scenarios=[{"name": "x", "concurrency": 8, "duration_s": 130.0}])
     file = tmp_path / ".a.partial" / "records-x.0.spill"
 
     def kill() -> None:
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 120
         while time.monotonic() < deadline_s:
             if file.exists() and sum(map(len, read_chunks(file))) >= 50:
                 break
@@ -194,12 +194,12 @@ def test_an_interrupted_run_keeps_the_records_of_every_scenario(
              "--model", "known", "--max-tokens", "8", "--out", tmp_path / "a", *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 120
         while len(known.truths()) < 100:
             assert time.monotonic() < deadline_s
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT and not (tmp_path / "a").exists()
     assert "its records so far are in" in said and "goes on" not in said
     one, two = (Records.load(tmp_path / "a.records" / f"records-{n}.npz") for n in ("one", "two"))
@@ -213,9 +213,9 @@ def test_a_leak_and_a_drift_of_the_server_fail_the_soak(
     monkeypatch.setattr("loadtest.measure.JUDGED_INTERVAL_S", 0.15)
     limits = {"max_server_memory_growth_mib_per_hour": 3600.0, "max_latency_drift_per_hour": 36.0}
     settings = config(
-        scenarios=[{"name": "x", "concurrency": 8, "duration_s": 6.0}],
-        slo={"max_error_rate": None, **limits},
-    )
+        scenarios=[{"name": "x", "concurrency": 4, "duration_s": 12.0}],
+        slo={"max_error_rate": None, **limits}, max_tokens=4,
+    )  # fmt: skip
     delays = ("--ttft-s", "0.02", "--itl-s", "0.002")
     with start_known_server(*delays) as steady:
         good = run_loadtest(settings, steady.endpoint, tmp_path / "a", prompts=PROMPTS)

@@ -182,14 +182,14 @@ def test_a_killed_calibration_leaves_no_server(tmp_path: Path) -> None:
         [sys.executable, "-m", "tuneline", "loadtest", "calibrate", "--concurrency", "4"]
     )
     try:
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 120
         while not (server := children(process.pid, b"loadtest.calibration.known_server")):
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
     finally:
         process.kill()
         process.wait()
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while Path(f"/proc/{server[0]}").exists() and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not Path(f"/proc/{server[0]}").exists()

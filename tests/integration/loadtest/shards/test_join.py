@@ -1,8 +1,6 @@
 """Load tests in several processes and pods, on the known server."""
 
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -16,6 +14,7 @@ from loadtest.client.prepare import make_plan
 from loadtest.client.processes import Measured, run_workers
 from loadtest.client.records import Records
 from loadtest.client.server_check import Served
+from loadtest.config import LoadTestConfig
 from loadtest.measure import judged
 from loadtest.run import run_loadtest
 from loadtest.shards.join import join_shards
@@ -24,9 +23,32 @@ from tests.integration.loadtest.client.talk_server import talk_server
 from tests.integration.loadtest.client.test_answers import EXACT, reference
 from tests.integration.loadtest.small import PROMPTS, config, report_of
 from tuneline.core.artifact import new_artifact
+from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ArtifactError, ConfigError
 
 pytestmark = pytest.mark.usefixtures("shared_host")
+
+
+def run_two_shards(settings: LoadTestConfig, endpoint: Endpoint, folder: Path) -> None:
+    """Write the shards of two pods to `s0` and `s1`; they begin when both have come up."""
+    agreed: list[float] = []
+    barrier = threading.Barrier(2, action=lambda: agreed.append(time.time() + 2))
+
+    def start() -> float:
+        barrier.wait(120)
+        return agreed[0]
+
+    def run(shard: int) -> None:
+        run_shard(
+            settings, endpoint, folder / f"s{shard}", prompts=PROMPTS, shard=shard, num_shards=2,
+            start=start,
+        )  # fmt: skip
+
+    threads = [threading.Thread(target=run, args=(shard,)) for shard in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def test_shards_of_different_runs_are_not_joined(known: Any, tmp_path: Path) -> None:
@@ -103,27 +125,7 @@ def test_merged_shards_equal_the_single_run(known: Any, tmp_path: Path) -> None:
 
 
 def test_pods_share_one_schedule(known: Any, tmp_path: Path) -> None:
-    # Long enough for two pods to come up, by this machine's own pace.
-    began_s = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import loadtest.client.process"], check=True)
-    start_unix_s = time.time() + 5 + 6 * (time.monotonic() - began_s)
-    threads = [
-        threading.Thread(
-            target=run_shard,
-            args=(config(), known.endpoint, tmp_path / f"s{shard}"),
-            kwargs={
-                "prompts": PROMPTS,
-                "shard": shard,
-                "num_shards": 2,
-                "start": lambda: start_unix_s,
-            },
-        )
-        for shard in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_two_shards(config(), known.endpoint, tmp_path)
     merged = join_shards([tmp_path / "s0", tmp_path / "s1"], tmp_path / "merged")
     records = Records.load(merged.path / "records-open.npz")
     assert records.index.tolist() == list(range(65))
@@ -147,24 +149,7 @@ def test_more_processes_than_streams_lose_no_request(
     requests = report_of(artifact)["scenarios"][0]["requests"]
     assert requests["succeeded"] == requests["offered"] >= 6
     # And as pods: of two with two processes each, the second has no stream.
-    agreed: list[float] = []
-    barrier = threading.Barrier(2, action=lambda: agreed.append(time.time() + 1))
-
-    def start() -> float:
-        barrier.wait(30)
-        return agreed[0]
-
-    def run(shard: int) -> None:
-        run_shard(
-            settings.model_copy(update={"num_workers": 2}), known.endpoint, tmp_path / f"s{shard}",
-            prompts=PROMPTS, shard=shard, num_shards=2, start=start,
-        )  # fmt: skip
-
-    threads = [threading.Thread(target=run, args=(shard,)) for shard in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_two_shards(settings.model_copy(update={"num_workers": 2}), known.endpoint, tmp_path)
     assert len(Records.load(tmp_path / "s1" / "records.npz")) == 0
     merged = join_shards([tmp_path / "s0", tmp_path / "s1"], tmp_path / "merged")
     requests = report_of(merged)["scenarios"][0]["requests"]
@@ -182,23 +167,8 @@ def test_pods_compare_answers_and_let_clients_leave(
         answers={"share": 0.25, "tolerances": EXACT, "reference": str(folder)},
         cancellations={"share": 0.1, "after_tokens": 1},
     )
-    start_unix_s = time.time() + 8
     with talk_server(wrong_after=wrong_after) as server:
-        threads = [
-            threading.Thread(
-                target=run_shard,
-                args=(settings, server.endpoint, tmp_path / f"s{shard}"),
-                kwargs={
-                    "prompts": PROMPTS, "shard": shard, "num_shards": 2,
-                    "start": lambda: start_unix_s,
-                },
-            )
-            for shard in range(2)
-        ]  # fmt: skip
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_two_shards(settings, server.endpoint, tmp_path)
     # The pod that joins needs no reference.
     shutil.rmtree(folder)
     merged = join_shards([tmp_path / "s0", tmp_path / "s1"], tmp_path / "merged")

@@ -128,7 +128,15 @@ def test_the_most_streams_of_a_server_of_known_capacity(
     # A busy machine makes the server slower, and never faster.
     assert 3 <= report["max_concurrency"] <= 5
     assert report["lowest_failing_concurrency"] == report["max_concurrency"] + 1
-    assert (report["axis"], report["limited_by"]) == ("concurrency", "objectives")
+    # A probe of a busy machine may need more requests than it has to miss the objective for sure.
+    failing = [
+        probe["verdict"]
+        for probe in report["probes"]
+        if probe["concurrency"] == report["lowest_failing_concurrency"]
+    ]
+    assert failing
+    limited_by = "objectives" if "FAIL" in failing else "num_requests"
+    assert (report["axis"], report["limited_by"]) == ("concurrency", limited_by)
     assert report["max_rate_rps"] is None and report["capacity"] is None
     streams = [probe["concurrency"] for probe in report["probes"]]
     assert streams[:3] == [1, 2, 4]
@@ -168,7 +176,7 @@ def test_a_search_by_streams_is_honest(known: Any, tmp_path: Path) -> None:
 
 
 def test_a_search_that_was_killed_goes_on(known: Any, tmp_path: Path) -> None:
-    settings = config(slo={"ttft_s": {"p50": 0.5}})
+    settings = config(slo={"ttft_s": {"p50": 5.0}})
     options: dict[str, Any] = {"prompts": PROMPTS, "num_requests": 40, "start_rps": 40.0,
                                "max_rps": 160.0, "resume_key": "known"}  # fmt: skip
 
@@ -237,7 +245,7 @@ def _killed_after(count: int) -> Any:
 
 
 def test_no_probe_starts_after_the_time_limit(known: Any, tmp_path: Path) -> None:
-    settings = config(slo={"ttft_s": {"p50": 0.5}})
+    settings = config(slo={"ttft_s": {"p50": 5.0}})
     report = report_of(
         search_rate(settings, known.endpoint, tmp_path / "s", prompts=PROMPTS, num_requests=40,
                     start_rps=40.0, max_rps=160.0, time_limit_s=0.5)
@@ -427,9 +435,9 @@ def test_a_search_of_a_server_that_only_fails_ends_at_once(known: Any, tmp_path:
     failing = [[{"role": "user", "content": "fault:500"}]]
     began_s = time.monotonic()
     report = report_of(
-        search_rate(settings, known.endpoint, tmp_path / "s", prompts=failing, num_requests=300,
+        search_rate(settings, known.endpoint, tmp_path / "s", prompts=failing, num_requests=1200,
                start_rps=20.0)
     )  # fmt: skip
     assert report["verdict"] == "INVALID"
     assert "no request succeeded at 20 requests/s: http_500" in report["problems"][0]
-    assert time.monotonic() - began_s < 12, "300 requests at this rate take 15 s"
+    assert time.monotonic() - began_s < 45, "1200 requests at this rate take a minute"

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from loadtest.judging import validity
 from serving.config import ServingConfig
 from tests.integration.loadtest.conftest import known_server
 from tests.integration.loadtest.small import PROMPTS, config
+from tests.timing import on_a_shared_host
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, ServerError
@@ -30,9 +30,9 @@ OWN = {"serving.max_num_seqs": SAME}
 
 
 @pytest.fixture(autouse=True)
-def shared_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validity, "MAX_STEAL_SHARE", 1.0)
-    monkeypatch.setattr(validity, "MAX_THROTTLED_SHARE", 1.0)
+def shared_host() -> Iterator[None]:
+    with on_a_shared_host():
+        yield
 
 
 @dataclass
