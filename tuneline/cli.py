@@ -20,6 +20,7 @@ from tuneline import __version__
 from tuneline.commands.lazy_group import LazyGroup, Row
 from tuneline.commands.printing import (
     PIPE_EXIT,
+    Output,
     emit_error,
     goes_on,
     join_streams,
@@ -29,7 +30,8 @@ from tuneline.commands.printing import (
 )
 from tuneline.core.environment import refuse_fetched_kernels
 from tuneline.core.errors import TunelineError
-from tuneline.core.progress import log_in_handler, set_up_logging
+from tuneline.core.progress import log_in_handler, logger, set_up_logging
+from tuneline.core.surroundings import explain_os_error
 
 AT = "tuneline.commands."
 
@@ -329,10 +331,7 @@ def main() -> NoReturn:
         try:
             code = app(standalone_mode=False)
         except TunelineError as error:
-            output.error = str(error)
-            emit_error(error)
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
+            _end_with(error, output)
         except TyperException as error:
             # A usage error, which says itself how the command is used.
             error.show()  # type: ignore[attr-defined]  # the class that has it is not public
@@ -347,12 +346,22 @@ def main() -> NoReturn:
                 sys.exit(PIPE_EXIT)
             raise
         except Exception as error:
+            if isinstance(error, OSError) and (known := explain_os_error(error)) is not None:
+                logger.debug("the place of the error:", exc_info=error)
+                _end_with(known, output)
             # A bug: its traceback goes to stderr.
             emit_error(error)
             raise
         finally:
             write_message(output)
     sys.exit(code or 0)
+
+
+def _end_with(error: TunelineError, output: Output) -> NoReturn:
+    output.error = str(error)
+    emit_error(error)
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def _interrupt(signum: int, _frame: Any) -> NoReturn:

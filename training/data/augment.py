@@ -6,6 +6,7 @@ rows that equal another row, or whose prompt is equal or similar to a held-out p
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import deque
@@ -28,8 +29,9 @@ from training.data.row import Row
 from training.data.shapes import SHAPES, read_shape
 from tuneline.core.artifact import Artifact, canonical_digest
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
+from tuneline.core.disk import cannot_write
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ConfigError, DataError
+from tuneline.core.errors import ConfigError, DataError, DiskFullError
 from tuneline.core.messages import bare_answer, content_of, plain_text
 from tuneline.core.progress import logger, progress
 from tuneline.core.python_file import import_file
@@ -88,9 +90,25 @@ def augment_data(
         ConfigError: `out` exists, or the partial file belongs to another call.
         DataError: The writer's rows cannot be used.
         ServerError: The endpoint fails.
+        ArtifactError, DiskFullError: `out` cannot be written; the rows so far are kept.
     """
     if out.exists():
         raise ConfigError(f"{out}: exists; expected a new file", hint="Give another --out.")
+    try:
+        return _augment(dataset, write, out, origin, max_rows, endpoint, copies)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"{out}: the disk is full, there or in the folder of temporary files",
+                hint="Free some space and run the same command again; the rows so far are kept.",
+            ) from error
+        raise cannot_write(out, error) from error
+
+
+def _augment(
+    dataset: Artifact, write: Writer, out: Path, origin: str, max_rows: int,
+    endpoint: Endpoint | None, copies: int,
+) -> Augmented:  # fmt: skip
     partial = out.with_name(f".{out.name}.partial")
     num_rows = min(max_rows, num_dataset_rows(dataset, TRAIN_FILE))
     num_done = _continue(partial, {"dataset": dataset.digest, "origin": origin})

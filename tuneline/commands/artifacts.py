@@ -54,7 +54,7 @@ def card(
     """Write the model card of a run's model, or of a model artifact, from the manifests."""
     from export import write_model_card
     from tuneline.core.artifact import open_artifact
-    from tuneline.core.disk import cannot_write
+    from tuneline.core.disk import replace_file
     from tuneline.pipeline.plan import current
     from tuneline.pipeline.stage import MODEL
 
@@ -69,10 +69,7 @@ def card(
         return
     if out.exists():
         raise ArtifactError(f"{out}: exists already", hint="Remove it, or choose another --out.")
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise cannot_write(out, error) from None
+    replace_file(out, text)
     emit({"path": str(out), "card": text}, [f"written: {out}"], as_json)
 
 

@@ -22,7 +22,7 @@ from training.data.rows import read_rows
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import HELDOUT_FILE, TRAIN_FILE
 from tuneline.core.endpoint import Endpoint
-from tuneline.core.errors import ConfigError, DataError, ServerError
+from tuneline.core.errors import ArtifactError, ConfigError, DataError, DiskFullError, ServerError
 
 FUNCTION = """
 def shorter(row):
@@ -297,3 +297,32 @@ def test_the_command_needs_one_writer(dataset: Artifact, tmp_path: Path) -> None
     done = tuneline_here("data", "augment", str(dataset.path), "--out", str(tmp_path / "n.jsonl"))
     assert done.returncode == 2
     assert "give --with or --url, one of the two" in done.stderr
+
+
+def test_a_place_that_takes_no_file_is_named(dataset: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "none" / "a.jsonl", tmp_path / "file" / "a.jsonl"):
+        with pytest.raises(ArtifactError, match=f"{out}: cannot be written: "):
+            augment_data(dataset, shorter, out, origin="o", max_rows=1)
+
+
+def test_a_full_disk_is_named_and_keeps_the_rows_so_far(dataset: Artifact, tmp_path: Path) -> None:
+    out, draft = tmp_path / "a.jsonl", tmp_path / ".a.jsonl.rows"
+    draft.symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=f"{out}: the disk is full") as caught:
+        augment_data(dataset, shorter, out, origin="o", max_rows=2)
+    assert "the rows so far are kept" in str(caught.value)
+    assert not out.exists()
+    draft.unlink()
+    assert augment_data(dataset, no_write, out, origin="o", max_rows=2).num_originals == 2
+    assert out.is_file()
+
+
+def no_write(row: Row) -> list[Row]:
+    raise AssertionError(f"line {row.line} was done before")
+
+
+def shorter(row: Row) -> list[Row]:
+    """Return a row with another prompt and answer."""
+    said = {"role": "assistant", "content": f"answer of line {row.line}, in other words"}
+    return [replace(row, completion=(said,))]
