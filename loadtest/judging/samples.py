@@ -48,7 +48,8 @@ class Samples:
 
 @contextmanager
 def sampled(read: Callable[[], Scrape | None], interval_s: float) -> Iterator[Samples]:
-    """Read a server's metrics from time to time while the block runs; times are wall-clock times.
+    """Read a server's metrics from time to time while the block runs; times are wall-clock times of
+    the begin. If the wall clock is set under way, they go on as before.
 
     Args:
         read: Returns None if the server shows no metrics; a later reading may succeed.
@@ -56,11 +57,12 @@ def sampled(read: Callable[[], Scrape | None], interval_s: float) -> Iterator[Sa
     """
     samples = Samples()
     ended = threading.Event()
+    ahead_s = time.time() - time.monotonic()
 
     def loop() -> None:
         pause_s = interval_s
         while not ended.wait(pause_s):
-            at_s = time.time()
+            at_s = ahead_s + time.monotonic()
             scrape = read()
             if scrape is None:
                 continue

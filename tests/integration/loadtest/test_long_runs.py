@@ -1,6 +1,7 @@
 """Runs whose records go to disk while they go on, on the known server."""
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from loadtest.client.records import Records
 from loadtest.client.spill import read_chunks
 from loadtest.judging import long_reading, samples
 from loadtest.judging.latency import tpot_s
+from loadtest.judging.server_metrics import Scrape
 from loadtest.report.files import load_records, read_report
 from loadtest.report.formats import report_text
 from loadtest.report.page_plots import _tokens_per_s
@@ -236,10 +238,20 @@ def test_a_leak_and_a_drift_of_the_server_fail_the_soak(
 
 def test_samples_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MAX_SAMPLES", 8)
-    from loadtest.judging.server_metrics import Scrape
-
     scrape = Scrape({samples.MEMORY: 2.0**20})
     with samples.sampled(lambda: scrape, 0.005) as found:
         time.sleep(0.6)
     assert 3 <= len(found.time_s) <= 8
     assert found.memory_mib == [1.0] * len(found.time_s)
+
+
+def test_a_wall_clock_that_is_set_moves_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    scrape = Scrape()
+    set_by = itertools.chain([0.0], itertools.repeat(7200.0))
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(set_by))
+    began_s = real()
+    with samples.sampled(lambda: scrape, 0.005) as found:
+        while len(found.time_s) < 3:
+            time.sleep(0.005)
+    assert all(0 <= at_s - began_s < 3600 for at_s in found.time_s)
