@@ -11,7 +11,9 @@ and their difference, with the smallest and the largest ratio and difference of 
 what the machine can resolve: the servers and the client share its cores. One JSON document is on
 the last line. Takes about ten minutes on two cores.
 
-    python benchmarks/serving.py [--rounds 5] [--streams 1 16 64] [--model DIR]
+    python benchmarks/serving.py [--rounds 5] [--streams 1 16 64] [--model DIR] [--recorded]
+
+With --recorded, both sides are Tuneline's servers, and the second one records every request.
 
 With --saturate, it asks only Tuneline's server: two front ends, 48 streams of which 16 are computed
 at once, and prompts that fill the context. `/ready` and `/health` are asked all the time, and the
@@ -47,6 +49,7 @@ from loadtest.config import LoadTestConfig
 from loadtest.studies.schema import ComparisonReport
 from serving import add_key, running_server
 from serving.config import ServingConfig
+from serving.middleware.settings import RECORDING_VARIABLE
 from serving.supervisor.group import group_members
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import hardware_facts
@@ -71,6 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--model", type=Path, default=ROOT / "examples" / "tiny-base")
+    parser.add_argument("--recorded", action="store_true")
     parser.add_argument("--saturate", type=float, metavar="MINUTES")
     given = parser.parse_args()
     if given.saturate is not None:
@@ -83,14 +87,26 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(scratch)
-        plain = stack.enter_context(plain_server(given.model, folder))
-        ours = stack.enter_context(tuneline_server(given.model, folder))
-        print(f"{'streams':>7} {'tokens/s of vLLM':>17} {'of Tuneline':>12} {'ratio':>6} "
-              f"{'TTFT p50 of vLLM':>17} {'of Tuneline':>12} {'difference':>11}")  # fmt: skip
+        if given.recorded:
+            names = "Tuneline", "a recorder"
+            plain = stack.enter_context(tuneline_server(given.model, folder))
+            with recording(folder / "recorded"):
+                ours = stack.enter_context(tuneline_server(given.model, folder, "recorder"))
+        else:
+            names = "vLLM", "Tuneline"
+            plain = stack.enter_context(plain_server(given.model, folder))
+            ours = stack.enter_context(tuneline_server(given.model, folder))
+        print(f"{'streams':>7} {'tokens/s of ' + names[0]:>17} {'of ' + names[1]:>12} {'ratio':>6} "
+              f"{'TTFT p50 of ' + names[0]:>17} {'of ' + names[1]:>12} {'difference':>11}"
+        )  # fmt: skip
         measured = [
             measure(streams, given.rounds, plain, ours, prompts, folder)
             for streams in given.streams
         ]
+        files = list((folder / "recorded").glob("*.jsonl"))
+        num_recorded = sum(len(path.read_bytes().splitlines()) for path in files)
+    if given.recorded:
+        print(f"{num_recorded} requests recorded")
     print(json.dumps({"hardware": hardware_facts(), "rounds": given.rounds, "rows": measured}))
 
 
@@ -146,14 +162,25 @@ def measure(
 
 
 @contextlib.contextmanager
-def tuneline_server(model: Path, folder: Path) -> Iterator[Endpoint]:
+def recording(folder: Path) -> Iterator[None]:
+    """Let the servers that start now record; a server of the line's own never does."""
+    settings = {"folder": str(folder), "share": 1.0, "max_bytes": 2**30, "keep_s": 86_400.0}
+    os.environ[RECORDING_VARIABLE] = json.dumps(settings)
+    try:
+        yield
+    finally:
+        del os.environ[RECORDING_VARIABLE]
+
+
+@contextlib.contextmanager
+def tuneline_server(model: Path, folder: Path, name: str = "tuneline") -> Iterator[Endpoint]:
     """Serve the model with two keys that have limits."""
-    keys_file = folder / "keys.toml"
+    keys_file = folder / f"{name}.toml"
     add_key(keys_file, "other", KEY_LIMITS)
     key = add_key(keys_file, "benchmark", KEY_LIMITS)
     config = ServingConfig(**FLAGS, cpu_kvcache_space_gib=1, keys_file=str(keys_file))
     with running_server(
-        config, resolve_model(str(model)), name="measured", log_path=folder / "tuneline.log"
+        config, resolve_model(str(model)), name="measured", log_path=folder / f"{name}.log"
     ) as server:
         yield Endpoint(server.endpoint.url, "measured", key)
 

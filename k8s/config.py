@@ -27,6 +27,7 @@ MODEL_DIR = "/model"
 HOST = "0.0.0.0"  # noqa: S104 (the pod's own network; a NetworkPolicy and a key guard it)
 PORT = 8000
 ADAPTERS_DIR = "/adapters"
+RECORDING_DIR = "/recorded"
 
 
 class Resources(StrictModel):
@@ -291,6 +292,9 @@ class DeployConfig(StrictModel):
     adapters: ClusterAdapters | None = None
     """Adapters at run time, as a ConfigMap that a Job brings to the server. Needs
     `keys_secret_name` and `loadtest_image`; the server has one pod."""
+    recording_claim: DnsLabel | None = None
+    """The PersistentVolumeClaim to which the server records requests, with `serving.recording`;
+    more than one pod needs ReadWriteMany."""
     judge: CanaryJudge | None = None
     """In the section of a canary's own run. It uses `loadtest_image` and `results_claim`, to which
     you copy the reference of the run."""

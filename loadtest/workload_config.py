@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tuneline.core.config import StrictModel
 
-FILES = ("sharegpt", "mooncake", "messages", "otel", "weka")
+FILES = ("sharegpt", "mooncake", "messages", "otel", "weka", "recorded")
 """Sources that read a file."""
 TOKEN_IDS = ("synthetic", "mooncake", "weka")
 """Sources of token ids."""
@@ -89,16 +89,19 @@ class ImagesConfig(StrictModel):
 class WorkloadConfig(StrictModel):
     """The content of the requests."""
 
-    source: Literal["prompts", "synthetic", "sharegpt", "mooncake", "messages", "otel", "weka"] = (
-        "prompts"
-    )
+    source: Literal[
+        "prompts", "synthetic", "sharegpt", "mooncake", "messages", "otel", "weka", "recorded"
+    ] = "prompts"
     """`prompts`: the prompts given to the load test, such as the held-out rows. `synthetic`: random
     token ids of exact lengths through `/v1/completions`. `sharegpt`: a JSON file of conversations.
-    `mooncake`: a JSONL trace with timestamps, lengths and prefix blocks. With `sessions` also
+    `mooncake`: a JSONL trace with timestamps, lengths and prefix blocks. `recorded`: the chats that
+    a server recorded, each at its own time with `arrival: trace`; with `sessions` their
+    conversations. With `sessions` also
     `messages`: JSON Lines with `messages`; `otel`: OpenTelemetry GenAI spans as OTLP JSON; `weka`:
     a trace of an agent with blocks, think times and sub-agents."""
     path: Path | None = Field(default=None, json_schema_extra={"keyed": False})
-    """The file of a source that reads one, relative to the current directory."""
+    """The file of a source that reads one, or the folder of recorded requests; relative to the
+    current directory."""
     input_tokens: Length | None = None
     """`synthetic`: prompt lengths, shared prefix included."""
     output_tokens: Length | None = None

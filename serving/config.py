@@ -117,6 +117,21 @@ class AdaptersConfig(StrictModel):
     """The highest rank of an adapter. vLLM reserves memory for it."""
 
 
+class RecordingConfig(StrictModel):
+    """Requests with their answers, recorded for the next training: `tuneline data collect` reads
+    them. A request's own `store: true` or `store: false` decides, as in OpenAI's API."""
+
+    folder: str
+    """Relative to the run.yaml. Its files hold what clients wrote; only their owner may read
+    them."""
+    share: float = Field(default=1.0, ge=0, le=1)
+    """Of the requests without `store`, at random."""
+    max_gib: float = Field(default=1.0, ge=0.125)
+    """Of the folder; the oldest files are removed."""
+    keep_days: float = Field(default=30.0, gt=0)
+    """Files in which nothing was written for longer are removed."""
+
+
 class ServingConfig(StrictModel):
     """Options named as in vLLM reach the flag of that name; None leaves vLLM's default."""
 
@@ -159,6 +174,9 @@ class ServingConfig(StrictModel):
     adapters: AdaptersConfig | None = Field(default=None, json_schema_extra={"keyed": False})
     """Adapters at run time, with `tuneline adapters`; in the cluster with `k8s.adapters`. Needs
     `keys_file` with an admin key."""
+    recording: RecordingConfig | None = Field(default=None, json_schema_extra={"keyed": False})
+    """Record requests and clients' feedback; nothing is recorded without it. Only `tuneline serve`
+    and the cluster record: the line's own requests are left out."""
     routes: list[RouteName] = Field(default_factory=list, json_schema_extra={"keyed": False})
     """Routes that are open next to chat, completions and models: `/v1/responses`; `/v1/messages`,
     which Anthropic's client calls; `/tokenize` and `/detokenize`, for admin keys; `page`, which is
@@ -214,6 +232,8 @@ class ServingConfig(StrictModel):
         vectors = ", ".join(sorted(POOLING_ROUTES & set(self.routes)))
         if text := sorted({"responses", "messages", "page"} & set(self.routes)):
             raise ValueError(f"routes: {vectors} takes the place of text; remove {', '.join(text)}")
+        if self.recording is not None:
+            raise ValueError(f"recording: needs a server of text; {vectors} takes its place")
         if self.mode == "adapter" or self.adapters is not None:
             raise ValueError(f"routes: {vectors} needs a merged model; LoRA is for text")
         return self

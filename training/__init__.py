@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from training.data.findings import DataFinding, data_findings
     from training.data.measure import DataFacts, measure_data
     from training.data.prepare import dataset_rows, prepare_dataset
+    from training.data.recorded.collect import WantedRequests, collect_recorded
     from training.data.rows import read_rows
     from training.data.sources import data_inputs, find_heldout
     from training.estimates.duration import time_lines
@@ -57,12 +58,14 @@ __all__ = [
     "DataFacts",
     "DataFinding",
     "ShownToken",
+    "WantedRequests",
     "answered_rows",
     "augment_data",
     "build_reference",
     "check_data",
     "check_files",
     "check_targets",
+    "collect_recorded",
     "comparison_figures",
     "convert_data",
     "data_findings",
@@ -123,6 +126,8 @@ __getattr__ = lazy_face(
         "check_files": "training.data.checks.files:check_files",
         "find_suspects": "training.evaluation.suspects:find_suspects",
         "convert_data": "training.data.convert:convert_data",
+        "collect_recorded": "training.data.recorded.collect:collect_recorded",
+        "WantedRequests": "training.data.recorded.collect:WantedRequests",
         "data_findings": "training.data.findings:data_findings",
         "data_inputs": "training.data.sources:data_inputs",
         "check_targets": "training.adapters.check:check_targets",

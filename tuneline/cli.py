@@ -182,6 +182,10 @@ class DataGroup(LazyGroup):
             AT + "data:data_check",
             "Find duplicates, leaks, bad answers, personal data and more in data files.",
         ),
+        "collect": Row(
+            AT + "collect:data_collect",
+            "Make rows of training data from the requests and the feedback that a server recorded.",
+        ),
         "convert": Row(
             AT + "data:data_convert",
             "Convert a file, a folder or a Hub dataset to JSON Lines of one form, and count its "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from k8s.rules.objects import (
     DIGEST_LABEL,
     KEY_VOLUME,
+    RECORDING,
     Object,
     Pod,
     env,
@@ -206,6 +208,27 @@ def _trust(objects: Sequence[Object], pod: Pod, verify: Mapping[str, Any]) -> It
             yield f"{pod.where}: the key is in ConfigMap/{name} of the same manifests"
 
 
+def _recording(objects: Sequence[Object]) -> Iterator[str]:
+    """Requests are recorded to a claim: any other folder ends with its pod."""
+    for pod, container in servers(objects):
+        text = env(container).get(RECORDING, {}).get("value")
+        if text is None:
+            continue
+        folder = json.loads(text)["folder"]
+        claims = {
+            volume["name"]
+            for volume in pod.spec.get("volumes", [])
+            if "persistentVolumeClaim" in volume
+        }
+        mounted = {
+            mount["mountPath"]
+            for mount in container.get("volumeMounts", [])
+            if mount["name"] in claims and not mount.get("readOnly")
+        }
+        if folder not in mounted:
+            yield f"{pod.where}: {RECORDING} names {folder}; expected the mount of a claim"
+
+
 def _capacity(objects: Sequence[Object]) -> Iterator[str]:
     for pod, container in servers(objects):
         limits = container.get("resources", {}).get("limits", {})
@@ -232,5 +255,5 @@ def _capacity(objects: Sequence[Object]) -> Iterator[str]:
 
 RULES = (
     _process, _rollout, _grace_period, _startup, _probes, _arguments, _digests, _key,
-    _mounts, _inits, _capacity,
+    _mounts, _inits, _recording, _capacity,
 )  # fmt: skip

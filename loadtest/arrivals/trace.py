@@ -38,4 +38,4 @@ def busiest_second(times_s: Sequence[float]) -> float:
     return float(np.max(ends - np.arange(len(ordered)), initial=1))
 
 
-PATTERN = Pattern(times, rates=(), takes=("trace_speed",), sources=("mooncake", "otel"))
+PATTERN = Pattern(times, rates=(), takes=("trace_speed",), sources=("mooncake", "otel", "recorded"))

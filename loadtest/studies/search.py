@@ -30,6 +30,7 @@ from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError
 from tuneline.core.files import file_sha256
 from tuneline.core.messages import ChatPrompt
+from tuneline.core.recorded import recorded_files
 from tuneline.core.verdict import Verdict
 
 MAX_CONFIRMATIONS = 5
@@ -187,8 +188,9 @@ def _resolved(
         return found
     path = config.workload.path
     asked = canonical_digest(list(prompts))
-    if path is not None and path.is_file():
-        asked = file_sha256(path)
+    if path is not None and path.exists():
+        files = recorded_files(path) if path.is_dir() else [path]
+        asked = canonical_digest([file_sha256(one) for one in files])
     return {**found, "server": options.resume_key, "prompts": asked}
 
 

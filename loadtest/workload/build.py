@@ -14,7 +14,7 @@ import numpy as np
 from loadtest.client.plan import SessionPlan
 from loadtest.config import LoadTestConfig
 from loadtest.routes.table import ROUTES, Route
-from loadtest.workload import mooncake, prompts, sharegpt, synthetic
+from loadtest.workload import mooncake, prompts, recorded, sharegpt, synthetic
 from loadtest.workload.checks import Checks, check_bodies, with_checks
 from loadtest.workload.content import FIRST_TOKEN_ID, Content, Prompt, Source, Wanted
 from loadtest.workload.images import check_total, count_images, with_images, with_text_before
@@ -29,6 +29,7 @@ SOURCES: dict[str, Source] = {
     "synthetic": synthetic.read,
     "sharegpt": sharegpt.read,
     "mooncake": mooncake.read,
+    "recorded": recorded.read,
 }
 
 MAX_UNIQUE_PROMPTS = 50_000

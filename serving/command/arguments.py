@@ -18,6 +18,7 @@ from serving.command.environment import api_key, artifact_facts, inherited, serv
 from serving.command.flags import Flag, configured_flags, flatten, source
 from serving.command.keys import list_keys, readable_keys
 from serving.command.lora import lora_flags
+from serving.command.recording_env import recording_env, recording_variable
 from serving.config import ServingConfig
 from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
@@ -60,7 +61,8 @@ def vllm_command(
 
     Raises:
         ConfigError: `host` is reachable from other machines and there is no key; the mode and the
-            adapter do not fit each other; or `serving.adapters` has no admin key or no folder.
+            adapter do not fit each other; `serving.adapters` has no admin key or no folder; or
+            nothing can be recorded.
         ArtifactError: The adapter cannot be served next to its base.
     """
     key = api_key(config, host, environ)
@@ -81,6 +83,8 @@ def vllm_command(
         names = base_names(served_names, adapter)
         run_digest = adapter.digest if isinstance(adapter, Artifact) else None
         env |= adapters_env(config, model, names, served_names, state_dir, run_digest)
+    if config.recording is not None:
+        env |= recording_env(config.recording)
     # -P: the current directory, which may hold a folder named like a library, stays off the path.
     argv = [sys.executable, "-P", "-m", "serving.supervisor.launch", *flatten(flags)]
     return Command(argv, flags, env, key)
@@ -219,6 +223,7 @@ def plan_container(
     host: str,
     port: int,
     adapters_dir: str | None = None,
+    recording_dir: str | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the arguments of `vllm serve` and the variables of a container that serves `model`.
 
@@ -226,9 +231,10 @@ def plan_container(
         model_dir: Where the container has the model's folder.
         adapters_dir: Where it has the folder of adapters, for `serving.adapters`. It keeps its list
             and its copies there too, in a folder with the run's name.
+        recording_dir: Where it records requests, for `serving.recording`.
 
     Raises:
-        ConfigError: `serving.mode` is adapter, or `serving.adapters` has no folder.
+        ConfigError: `serving.mode` is adapter, or a section has no folder.
     """
     if (config.adapters is None) != (adapters_dir is None):
         raise ConfigError(
@@ -236,8 +242,16 @@ def plan_container(
             "claim has them",
             hint="Try: --set serving.adapters=null --set k8s.adapters=null",
         )
+    if (config.recording is None) != (recording_dir is None):
+        raise ConfigError(
+            "serving.recording and k8s.recording_claim go together: the server records requests, "
+            "and the claim keeps them",
+            hint="Try: --set serving.recording=null --set k8s.recording_claim=null",
+        )
     names = served_names(model.name, model.digest, config.aliases)
     env = server_env(config, artifact_facts(model, None, model.name))
+    if config.recording is not None and recording_dir is not None:
+        env |= recording_variable(config.recording, recording_dir)
     if adapters_dir is not None:
         env |= adapter_variables(
             config, model, names, names, root=Path(adapters_dir), base_dir=Path(model_dir),

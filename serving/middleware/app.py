@@ -7,11 +7,11 @@
   when it makes no progress. vLLM's own `/health` stays 200 until the process is gone.
 - A drain refuses new work with 503 and `Retry-After`, and loses nothing that it has accepted.
 - Metrics of our own on vLLM's `/metrics` page, a request id, and an access log.
-- Adapters at run time, if the server has `serving.adapters`.
+- Adapters at run time and recorded requests, if the server has such a section.
 
 This package needs only the standard library and prometheus-client, and an image copies it whole.
-Only adapters need more of Tuneline. The middleware reads its settings from `TUNELINE_*` variables,
-so it runs alike below `tuneline serve` and as the first process of a container.
+Only adapters need more of Tuneline. Its settings are `TUNELINE_*` variables, so it runs alike below
+`tuneline serve` and as the first process of a container.
 """
 
 from __future__ import annotations
@@ -28,21 +28,20 @@ from serving.middleware.access_log import write_access
 from serving.middleware.asgi import (
     RETRY_AFTER_S,
     App,
-    Header,
     Message,
     Receive,
     Scope,
     Send,
     answer,
-    retry_after,
 )  # fmt: skip
 from serving.middleware.body import Reading, Refusal, check_fields, parse_body, read_body, replayed
-from serving.middleware.chat_page import CHAT_PAGE, answer_page, challenge, takes_basic
+from serving.middleware.chat_page import CHAT_PAGE, answer_page, takes_basic
 from serving.middleware.connections import Connections
 from serving.middleware.cors import Origins, allowed_origins
-from serving.middleware.drain import call_on_sigterm, hand_on
+from serving.middleware.drain import UNSENT_INTERVAL_S, call_on_sigterm, hand_on
 from serving.middleware.engine import Process, engine_processes, own_children
 from serving.middleware.exchange import Exchange
+from serving.middleware.feedback import FEEDBACK, answer_feedback
 from serving.middleware.first_answer import FAILS, why_no_answer
 from serving.middleware.heartbeat import State, ask_engine
 from serving.middleware.inner import call_inner
@@ -64,13 +63,12 @@ from serving.middleware.metrics import (
 )  # fmt: skip
 from serving.middleware.models_page import answer_models
 from serving.middleware.open_adapters import open_adapters
+from serving.middleware.recording import open_recorder, recorded, recording_headers
+from serving.middleware.refusal_headers import refusal_headers
 from serving.middleware.routes import ADAPTERS, MODELS, Route, find_route, open_routes, why_unknown
 from serving.middleware.settings import read_settings
 from serving.middleware.startup import is_first_front_end, process_age_s, record_start
 from serving.middleware.watch import watch_engine
-
-UNSENT_INTERVAL_S = 0.05
-"""How often a drain looks whether clients have taken their answers."""
 
 
 class TunelineMiddleware:
@@ -107,7 +105,10 @@ class TunelineMiddleware:
         self._headers = [(b"x-tuneline-artifact", self._facts["digest"].encode())]
         self._headers.append((b"x-tuneline-engine", environ.get("TUNELINE_ENGINE", "").encode()))
         self.adapters = open_adapters(environ, self._call_vllm)
-        opened = ("adapters",) if self.adapters is not None else ()
+        self.recorder = open_recorder(environ, self._facts["digest"])
+        parts = {"adapters": self.adapters, "feedback": self.recorder}
+        self._headers += recording_headers(self.recorder)
+        opened = [option for option, part in parts.items() if part is not None]
         self._routes = open_routes((*self.settings.routes, *opened))
         ARTIFACT_INFO.labels(**self._facts).set(1)
         DRAINING.set(0)
@@ -152,7 +153,7 @@ class TunelineMiddleware:
             else:
                 await self._guarded(exchange, name, route)
         except Refusal as refusal:
-            await exchange.refuse(refusal, _headers(refusal, name, route))
+            await exchange.refuse(refusal, refusal_headers(refusal, name, route))
         except ConnectionError:
             exchange.client_left = True
         finally:
@@ -186,6 +187,8 @@ class TunelineMiddleware:
             await answer_models(self.app, exchange.scope, exchange.receive, exchange.send, edit)
         elif name == ADAPTERS:
             await self._change_adapters(exchange, key)
+        elif name == FEEDBACK and self.recorder is not None:
+            await answer_feedback(exchange, self.recorder, self.keys, key, self._body)
         elif name == CHAT_PAGE:
             await answer_page(exchange.send, method)
         elif route.names_model:
@@ -227,7 +230,9 @@ class TunelineMiddleware:
                 self._num_prompts += number
                 IN_FLIGHT.inc()
                 try:
-                    await self.app(exchange.scope, replayed(body, exchange.receive), exchange.send)
+                    receive = replayed(body, exchange.receive)
+                    with recorded(self.recorder, exchange, fields, body):
+                        await self.app(exchange.scope, receive, exchange.send)
                 finally:
                     limits.take_tokens(exchange, use, body)
                     IN_FLIGHT.dec()
@@ -353,6 +358,8 @@ class TunelineMiddleware:
     def _hand_on(self) -> None:
         if not self._has_handed_on:
             self._has_handed_on = True
+            if self.recorder is not None:
+                self.recorder.close()
             hand_on(exits_at_once=self.settings.exits_at_once)
 
     def _at_start(self, send: Send) -> Send:
@@ -375,6 +382,8 @@ class TunelineMiddleware:
         self._phases_s = record_start(self._built_s, answer_s, own_children())
         self._watching = asyncio.create_task(watch_engine(self, self._inner_scope.get("app")))
         self._closing = asyncio.create_task(self._connections.watch(self.settings))
+        if self.recorder is not None:
+            self.recorder.start()
         if self.adapters is not None:
             self._restoring = asyncio.create_task(self.adapters.restore())
 
@@ -389,12 +398,3 @@ class TunelineMiddleware:
     def _own_request(self) -> tuple[str, Scope]:
         """Return the model's name and the scope of a request of the server itself."""
         return self._facts["name"], {**self._inner_scope, "headers": self.keys.vllm_headers()}
-
-
-def _headers(refusal: Refusal, name: str, route: Route) -> list[Header]:
-    """Return the headers that a status asks for."""
-    if refusal.retry_after_s is not None:
-        return [retry_after(refusal.retry_after_s)]
-    if refusal.status == 401:
-        return [challenge(name)]
-    return [(b"allow", ", ".join(route.methods).encode())] if refusal.status == 405 else []

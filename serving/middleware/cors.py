@@ -17,7 +17,7 @@ from serving.middleware.chat_page import PAGE_HEADER
 ALLOW_ORIGIN = b"access-control-allow-origin"
 EXPOSE: Header = (
     b"access-control-expose-headers",
-    b"retry-after, x-request-id, x-tuneline-artifact, x-tuneline-engine",
+    b"retry-after, x-request-id, x-tuneline-artifact, x-tuneline-engine, x-tuneline-records",
 )
 """The headers of an answer that a page may read, besides those that a browser always shows."""
 

@@ -18,6 +18,8 @@ from serving.middleware.engine import descendants, is_resource_tracker
 
 EXIT_AFTER_S = 2.0
 """How long vLLM may take to end by itself. It has nothing left to lose by then."""
+UNSENT_INTERVAL_S = 0.05
+"""How often a drain looks whether clients have taken their answers."""
 
 
 def call_on_sigterm(begin: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from serving.middleware.asgi import (
@@ -66,6 +66,10 @@ class Exchange:
         self.num_tokens: int | None = None
         """Tokens of prompt and answer, as the server reports them; only if `reads_usage`."""
         self.reads_usage = False
+        self.on_body: Callable[[bytes], None] | None = None
+        """Called with each piece of the answer's body."""
+        self.digest = ""
+        """The artifact that answers; empty for the one that the server was started for."""
         self.scope = scope
         self._receive = receive
         self._send = send
@@ -73,9 +77,9 @@ class Exchange:
         self._origin = origin
         """Headers for a page of another origin; vLLM's own answers have them already."""
         self._usage: dict[str, int] = {}
-        self._is_stream = False
+        self.is_stream = False
         self._is_messages = scope["path"].startswith(_MESSAGES)
-        self._is_ended = False
+        self.is_ended = False
         self._is_sending = False
 
     @property
@@ -88,7 +92,7 @@ class Exchange:
 
     def answered_by(self, digest: str, adapter: str = "") -> None:
         """Name the artifact that answers in a header, and an adapter in log and metrics too."""
-        self.adapter = adapter
+        self.adapter, self.digest = adapter, digest
         others = [entry for entry in self._headers if entry[0] != b"x-tuneline-artifact"]
         self._headers = [(b"x-tuneline-artifact", digest.encode()), *others]
 
@@ -99,12 +103,14 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        if self._is_ended:
+        if self.is_ended:
             return
         if message["type"] == "http.response.body":
             self.num_events += 1
             if self.reads_usage:
                 self._read_usage(message.get("body", b""))
+            if self.on_body is not None:
+                self.on_body(message.get("body", b""))
             self.is_done = not message.get("more_body", False)
         self._is_sending = True
         try:
@@ -122,10 +128,10 @@ class Exchange:
 
         The client may read nothing, so nobody waits until the error is sent.
         """
-        if self._is_ended or self.is_done:
+        if self.is_ended or self.is_done:
             return
         # At once: the answer's own messages must not come between those of the error.
-        self._is_ended = self.is_done = True
+        self.is_ended = self.is_done = True
         self._ending = asyncio.create_task(self._send_error(status, kind, text))
 
     async def _send_error(self, status: int, kind: str, text: str) -> None:
@@ -133,7 +139,7 @@ class Exchange:
             await answer(self._deliver, status, self._error(status, kind, text))
             return
         last: Message = {"type": "http.response.body", "body": b""}
-        if self._is_stream:
+        if self.is_stream:
             event = f"data: {json.dumps(self._error(status, kind, text))}\n\n"
             # Anthropic's client passes over events without a name.
             event = f"event: error\n{event}" if self._is_messages else f"{event}data: [DONE]\n\n"
@@ -155,7 +161,7 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [entry for entry in message.get("headers", ()) if entry[0] != b"x-request-id"]
-            self._is_stream = any(
+            self.is_stream = any(
                 name == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in headers
             )

@@ -69,6 +69,16 @@ UNREAD_CLOSED = Counter(
     "tuneline_unread_connections_closed",
     "Connections that were closed because their client took no byte of an answer in time.",
 )
+RECORDED = Counter(
+    "tuneline_recorded",
+    "Lines that were recorded: requests with their answers, and feedback.",
+    ["kind"],
+)
+UNRECORDED = Counter(
+    "tuneline_unrecorded",
+    "Answers that could not be recorded, by reason: unfinished, size, behind, disk, form.",
+    ["reason"],
+)
 ADAPTER_INFO = Gauge(
     "tuneline_adapter_info",
     "The version that the name of an adapter means. Always 1.",

@@ -20,6 +20,8 @@ class Route:
     """The value of `serving.routes` that opens it; None if it is always open."""
     names_model: bool = False
     """Its body names a model."""
+    is_sent: bool = False
+    """It takes a body although it names no model."""
     pools: bool | None = None
     """Whether it asks for a vector or a score in place of text; None if every server has it."""
     lists: tuple[str, ...] = ()
@@ -28,7 +30,7 @@ class Route:
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that it takes; the routes of adapters judge theirs by the path."""
-        return ("POST",) if self.names_model else ("GET", "HEAD")
+        return ("POST",) if self.names_model or self.is_sent else ("GET", "HEAD")
 
 
 PAIRS = ("documents", "items", "queries", "text_1", "text_2", "data_1", "data_2")
@@ -59,6 +61,7 @@ ROUTES = {
     "/tokenize": Route(needs_admin=True, option="tokenize", names_model=True),
     "/detokenize": Route(needs_admin=True, option="tokenize", names_model=True),
     "/v1/adapters": Route(needs_admin=True, option="adapters"),
+    "/v1/feedback": Route(option="feedback", is_sent=True),
     "/chat": Route(option="page"),
     "/health": Route(is_open=True),
     "/ready": Route(is_open=True),
@@ -66,6 +69,8 @@ ROUTES = {
     "/version": Route(is_open=True),
 }
 
+SECTIONS = {"adapters": "adapters", "feedback": "recording"}
+"""The section of `serving` that opens a route, for each option that is not in `serving.routes`."""
 MODELS = "/v1/models"
 ADAPTERS = "/v1/adapters"
 WITH_PARTS = (MODELS, ADAPTERS)
@@ -107,8 +112,8 @@ def why_unknown(path: str, routes: Mapping[str, Route]) -> str:
         return ""
     if route.option is None:
         return "; this server computes vectors or scores in place of text"
-    if route.option == "adapters":
-        return "; serving.adapters opens it"
+    if route.option in SECTIONS:
+        return f"; serving.{SECTIONS[route.option]} opens it"
     return f"; serving.routes: [{route.option}] opens it"
 
 

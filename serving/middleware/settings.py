@@ -1,6 +1,6 @@
-"""The middleware's settings: one JSON document in `TUNELINE_SETTINGS`.
+"""The middleware's settings: a JSON document in `TUNELINE_SETTINGS`, and one of what is recorded.
 
-`serving.command` writes it. A container without the variable has the defaults.
+`serving.command` writes them. A container without the variables has the defaults.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 VARIABLE = "TUNELINE_SETTINGS"
+RECORDING_VARIABLE = "TUNELINE_RECORDING"
+"""Without it nothing is recorded."""
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,29 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     if unknown:
         raise ValueError(f"{VARIABLE}: unknown settings {', '.join(sorted(unknown))}")
     return Settings(**{**values, "routes": tuple(values.get("routes", ()))})
+
+
+@dataclass(frozen=True)
+class RecordingSettings:
+    """Where requests are recorded, how many, and how long the records are kept.
+
+    Attributes:
+        share: Of the requests without `store`, from 0 to 1.
+        max_bytes: Of the folder.
+        keep_s: How long a file is kept in which nothing is written.
+    """
+
+    folder: str
+    share: float
+    max_bytes: int
+    keep_s: float
+
+
+def read_recording(environ: Mapping[str, str]) -> RecordingSettings | None:
+    """Return the settings of a server that records requests; None for every other server.
+
+    Raises:
+        ValueError, TypeError: The variable is not such a document.
+    """
+    text = environ.get(RECORDING_VARIABLE)
+    return RecordingSettings(**json.loads(text)) if text else None

@@ -101,6 +101,7 @@ def running_server(
         MissingError: vLLM is not installed.
         ServerError: The port is taken, or the server died or was not ready in time.
     """
+    config = config.model_copy(update={"recording": None})  # nobody else asks this server
     with reserved_port(LOOPBACK, port) as port:
         server = Server(plan_launch(config, model, adapter, name, log_path, LOOPBACK, port), check)
         try:

@@ -196,10 +196,12 @@ def _how_to_call(ready: RunningServer, config: ServingConfig, chats: bool) -> st
     parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in ready.start_s.items())
     kernels = "warm" if ready.cache.is_warm else "empty"
     page = f"   chat: {address}/chat" if "page" in config.routes else ""
+    recording = config.recording
+    records = "" if recording is None else f"\n  requests are recorded in {recording.folder}"
     return (
         f"ready after {ready.ready_s:.1f} s: {endpoint.url} serves {names}\n"
         f"  seconds: {parts}; the compile cache was {kernels}\n"
         f"  curl {address}{path} -H 'Content-Type: application/json'"
         f"{authorization} -d '{json.dumps(body)}'\n"
-        f"  metrics: {ready.metrics_url}   log: {ready.log_path}{page}   stop: Ctrl-C"
+        f"  metrics: {ready.metrics_url}   log: {ready.log_path}{page}   stop: Ctrl-C{records}"
     )

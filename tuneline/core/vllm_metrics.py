@@ -61,6 +61,7 @@ TUNELINE_METRICS: dict[str, MetricType] = {
     "tuneline_key_requests_total": "counter",
     "tuneline_keys_file_ok": "gauge",
     "tuneline_adapter_proofs_total": "counter",
+    "tuneline_unrecorded_total": "counter",
 }
 """The metrics of our own middleware, which runs inside the server."""
 

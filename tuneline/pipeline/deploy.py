@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from k8s import Facts, LoadTestJob, read_capacity, render_manifests
-from k8s.config import ADAPTERS_DIR, HOST, MODEL_DIR, PORT
+from k8s.config import ADAPTERS_DIR, HOST, MODEL_DIR, PORT, RECORDING_DIR
 from loadtest.longest import longest_s
 from serving import describe_adapter, open_paths, plan_container
 from tuneline.core.artifact import Artifact, open_artifact, verify_artifact
@@ -84,6 +84,7 @@ def render_run(
     args, env = plan_container(
         run.config.serving, source, model_dir=MODEL_DIR, host=HOST, port=PORT,
         adapters_dir=None if run.config.k8s.adapters is None else ADAPTERS_DIR,
+        recording_dir=None if run.config.k8s.recording_claim is None else RECORDING_DIR,
     )  # fmt: skip
     facts = Facts(
         run.config.k8s,

@@ -75,6 +75,9 @@ def serving_config(run: Run) -> ServingConfig:
     if config.adapters is not None:
         root = str(run.resolve(config.adapters.root))
         paths["adapters"] = config.adapters.model_copy(update={"root": root})
+    if config.recording is not None:
+        recorded = {"folder": str(run.resolve(config.recording.folder))}
+        paths["recording"] = config.recording.model_copy(update=recorded)
     named: dict[str, Any] = {name: str(path.resolve()) for name, path in served_files(run).items()}
     if (found := drafter(run)) is not None:
         name, folder = found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,12 @@ def evaluation_served_inputs(run: Run, base: ModelSource) -> list[Input]:
 
 def workload_inputs(run: Run) -> list[Input]:
     path = run.config.loadtest.workload.path
+    if path is not None and run.resolve(path).is_dir():
+        raise DataError(
+            f"{run.path}: loadtest.workload.path: {path} is a folder; a run reads one file, whose "
+            "content is a part of the result's key",
+            hint=f"Try: cat {shlex.quote(str(path))}/recorded-*.jsonl > recorded.jsonl",
+        )
     return [] if path is None else [_file_input(run, "loadtest.workload.path", path)]
 
 

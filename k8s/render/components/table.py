@@ -12,6 +12,7 @@ from k8s.render.components import (
     model,
     monitoring,
     placement,
+    recording,
     routing,
     scaling,
 )
@@ -22,6 +23,7 @@ COMPONENTS: dict[str, Component] = {
     **model.COMPONENTS,
     **keys.COMPONENTS,
     **adapters.COMPONENTS,
+    **recording.COMPONENTS,
     **monitoring.COMPONENTS,
     **scaling.COMPONENTS,
     **routing.COMPONENTS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loadtest.workload.content import Wanted
-from loadtest.workload.sessions import messages, mooncake, otel, sharegpt, weka
+from loadtest.workload.sessions import messages, mooncake, otel, recorded, sharegpt, weka
 from loadtest.workload.sessions.conversation import Conversation
 
 Reader = Callable[[Wanted], list[Conversation]]
@@ -17,4 +17,5 @@ READERS: dict[str, Reader] = {
     "mooncake": mooncake.read,
     "otel": otel.read,
     "weka": weka.read,
+    "recorded": recorded.read,
 }

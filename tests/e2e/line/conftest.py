@@ -92,10 +92,12 @@ class Serving:
 
 @pytest.fixture(scope="session")
 def serving(stages: dict[str, dict[str, Any]], runs: Path) -> Iterator[Serving]:
-    """`tuneline serve`, for all tests that call a server by its URL."""
+    """`tuneline serve`, for all tests that call a server by its URL; it records if asked to."""
+    recording = {"folder": str(runs / "recorded"), "share": 0}
     process = subprocess.Popen(
-        command(runs, "serve", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command(runs, "serve", "--json", "--set", f"serving.recording={json.dumps(recording)}"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         assert process.stdout is not None
         ready = json.loads(_document(process.stdout))

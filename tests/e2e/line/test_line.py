@@ -251,6 +251,60 @@ def test_an_slo_that_is_not_met_exits_with_6(
     assert "FAIL" in again.stderr
 
 
+def test_recorded_requests_are_rows_and_a_load_test(serving: Serving, runs: Path) -> None:
+    client = openai.OpenAI(base_url=serving.url, api_key="none")
+    rows = [json.loads(line) for line in (RUN.parent / "heldout.jsonl").read_text().splitlines()]
+    asked = [f"{row['instruction']}\n\n{row['input']}" for row in rows[:6]]
+    said, ids = [], []
+    for number, question in enumerate(asked):
+        messages: Any = [{"role": "user", "content": question}]
+        options: Any = {"model": serving.model, "messages": messages, "temperature": 0}
+        client.chat.completions.create(**options, max_tokens=1)  # nobody asks to keep it
+        if number % 2:
+            stream = client.chat.completions.create(**options, store=True, stream=True)
+            chunks = list(stream)
+            ids.append(chunks[0].id)
+            said.append("".join(c.choices[0].delta.content or "" for c in chunks if c.choices))
+        else:
+            answer = client.chat.completions.create(**options, store=True)
+            ids.append(answer.id)
+            said.append(answer.choices[0].message.content or "")
+    client.post("/feedback", body={"id": ids[0], "label": True}, cast_to=object)
+    client.post("/feedback", body={"id": ids[1], "answer": "Category: other"}, cast_to=object)
+
+    def collect(*options: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        out = runs / f"{len(list(runs.iterdir()))}.jsonl"
+        words = ["data", "collect", str(runs / "recorded"), "--out", str(out), "--json", *options]
+        done = subprocess.run(
+            [sys.executable, "-m", "tuneline", *words],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout), [json.loads(line) for line in out.read_text().splitlines()]
+
+    counts, kept = collect()
+    assert (counts["num_read"], counts["num_written"], counts["num_used"]) == (6, 6, 2)
+    said[1] = "Category: other"
+    assert [[m["content"] for m in row["messages"]] for row in kept] == [
+        list(pair) for pair in zip(asked, said, strict=True)
+    ]
+    assert collect("--rated")[0]["dropped"] == {"not rated": 4}
+    assert collect("--to", "preference")[0]["num_written"] == 1
+
+    scenario = {"name": "again", "arrival": "trace", "trace_speed": 20, "num_requests": 5}
+    replayed = tuneline(
+        runs, "loadtest", *QUICK, "--url", serving.url, "--model", serving.model,
+        "--out", str(runs / "replayed"), "--set", f"loadtest.scenarios={json.dumps([scenario])}",
+        "--set", "loadtest.workload.source=recorded", "--set", "loadtest.num_warmup_requests=1",
+        "--set", f"loadtest.workload.path={runs / 'recorded'}",
+    )  # fmt: skip
+    # Five requests are too few for a verdict of PASS.
+    assert replayed.returncode in (6, 7, 8), replayed.stderr
+    report = json.loads((runs / "replayed" / "report.json").read_text())
+    (found,) = report["scenarios"]
+    assert (found["requests"]["measured"], found["requests"]["failed"]) == (5, 0)
+
+
 def test_sigterm_ends_the_server_and_its_command(serving: Serving) -> None:
     serving.process.send_signal(signal.SIGTERM)
     _, stderr = serving.process.communicate(timeout=120)

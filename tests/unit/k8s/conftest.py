@@ -15,7 +15,7 @@ import yaml
 
 import k8s
 from k8s.capacity import Capacity, Objective
-from k8s.config import ADAPTERS_DIR, HOST, MODEL_DIR, PORT, DeployConfig
+from k8s.config import ADAPTERS_DIR, HOST, MODEL_DIR, PORT, RECORDING_DIR, DeployConfig
 from k8s.render import kustomize
 from k8s.render.facts import Facts
 from k8s.render.job import LoadTestJob
@@ -25,7 +25,8 @@ from k8s.render.tree import render_manifests
 from serving.command.adapters_env import adapter_variables
 from serving.command.arguments import served_names, server_args
 from serving.command.environment import server_env
-from serving.config import AdaptersConfig, ServingConfig
+from serving.command.recording_env import recording_variable
+from serving.config import AdaptersConfig, RecordingConfig, ServingConfig
 from tuneline.models.source import ModelSource
 
 Objects: TypeAlias = list[dict[str, Any]]
@@ -119,6 +120,10 @@ def render_run() -> Render:
             options.setdefault("model_claim", "models")
         facts = {"TUNELINE_ARTIFACT_NAME": name, "TUNELINE_ARTIFACT_DIGEST": digest}
         env = server_env(serving, facts)
+        if "recording_claim" in options:
+            serving = serving.model_copy(update={"recording": RecordingConfig(folder="recorded")})
+            assert serving.recording is not None
+            env |= recording_variable(serving.recording, RECORDING_DIR)
         if serving.adapters is not None:
             source = ModelSource(name, out, digest, "model")
             names = served_names(name, digest)
@@ -262,6 +267,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"verify_model": True, "release_key": {"secret_name": "team-key", "file": "team.pem"}},
     ],
     "cache": [{}, {"cache_claim": "kernels"}],
+    "recording": [{}, {"recording_claim": "recorded"}],
     "user": [{"run_as_user": None}, {"run_as_user": 2000}],
     "placement": [
         {},

@@ -34,12 +34,13 @@ from training.config.launch import LaunchConfig
 from training.config.method import GrpoConfig
 from training.config.search import ChoicesConfig
 from tuneline.core.config import validate_config
+from tuneline.core.errors import DataError
 from tuneline.core.tolerances import Tolerances
 from tuneline.pipeline.keys import stage_keys
 from tuneline.pipeline.plan import plan_stage
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
 from tuneline.pipeline.server import serving_config
-from tuneline.pipeline.stage_inputs import data_inputs
+from tuneline.pipeline.stage_inputs import data_inputs, workload_inputs
 from tuneline.pipeline.stages import stages
 from tuneline.pipeline.tune.run import Options, _file_digests
 
@@ -160,11 +161,12 @@ NOT_KEYED: dict[str, str] = {
     "serving.limits": """max_body_bytes header_timeout_s body_timeout_s send_timeout_s max_n
         max_tokens max_in_flight""",
     "serving.adapters": "root max_adapters max_lora_rank",
+    "serving.recording": "folder share max_gib keep_days",
     "serving.parity": "request_timeout_s",
     "k8s": """namespace overlay image loadtest_image load_pods results_claim replicas model_claim
         image_pull_secrets keys_secret_name model_path model_image secret_name
         monitoring_namespace cache_claim loadtest_prompts model_claim_mode monitoring_labels
-        queue_name run_as_user scheduling_s surge verify_model workload hosts""",
+        queue_name recording_claim run_as_user scheduling_s surge verify_model workload hosts""",
     "k8s.adapters": "claim secret_name desired",
     "k8s.autoscaling": """by headroom max_replicas min_replicas prometheus_url ready_s
         wake_query""",
@@ -262,6 +264,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "parity": {"tolerances": {}},
             "keys_file": "keys.toml",
             "adapters": {"root": "runs"},
+            "recording": {"folder": "recorded"},
         },
     }
     config = validate_config(RunConfig, values, "test")
@@ -534,3 +537,10 @@ def other(value: Any) -> Any:
     if isinstance(value, int | float):
         return value + 1
     return f"{value}-changed"
+
+
+def test_a_run_reads_recorded_requests_from_one_file(run: Run) -> None:
+    config = replaced(run.config, ["loadtest", "workload", "path"], Path("rows"))
+    with pytest.raises(DataError, match=r"rows is a folder; a run reads one file") as raised:
+        workload_inputs(Run(run.path, config, run.dir))
+    assert raised.value.hint == "Try: cat rows/recorded-*.jsonl > recorded.jsonl"

@@ -15,6 +15,7 @@ import pytest
 from serving.middleware.app import TunelineMiddleware
 from tests.browser import OVERFLOW, Opened
 from tests.integration.serving.middleware.serving_app import Known, serving
+from training import WantedRequests, collect_recorded
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -246,3 +247,56 @@ def test_the_page_can_be_read_by_everyone(browser: Browser, url: str, scheme: st
         # A page without the policy's permission cannot run axe-core's injected script.
         found = shown.violations()
         assert found == []
+
+
+@pytest.fixture
+def recorded(known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    folder = tmp_path / "recorded"
+    recording = {"folder": str(folder), "share": 0.0, "max_bytes": 2**30, "keep_s": 1e6}
+    monkeypatch.setenv("TUNELINE_RECORDING", json.dumps(recording))
+    monkeypatch.setenv("TUNELINE_SETTINGS", json.dumps({"routes": ["page"]}))
+    middleware = TunelineMiddleware(known)
+    assert middleware.recorder is not None
+    middleware.recorder.start()
+    with serving(middleware) as address:
+        yield address
+
+
+def test_a_reader_rates_answers_and_writes_better_ones(
+    browser: Browser, recorded: str, tmp_path: Path
+) -> None:
+    with reading(browser, recorded) as shown:
+        page = shown.page
+        page.locator("#note").filter(has_text="This server records what is said here.").wait_for()
+        for number, question in enumerate(("One?", "Two?", "Three?")):
+            say(page, question)
+            page.locator(".rating").nth(number).wait_for()
+        first, second, third = (page.locator(".rating").nth(place) for place in range(3))
+        first.get_by_role("button", name="Good").click()
+        first.filter(has_text="recorded").wait_for()
+        second.get_by_role("button", name="Bad").click()
+        second.filter(has_text="recorded").wait_for()
+        assert second.get_by_role("button", name="Bad").get_attribute("aria-pressed") == "true"
+        third.get_by_role("button", name="Better answer").click()
+        wanted = third.get_by_label("The answer that you want")
+        assert wanted.input_value() == "tuned saw 5: Three?"
+        wanted.fill("Three <b>it is</b>.")
+        third.get_by_role("button", name="Keep").click()
+        third.filter(has_text="recorded").wait_for()
+        assert page.evaluate(OVERFLOW) <= 0
+        assert shown.problems == []
+    folder = tmp_path / "recorded"
+    wanted_rows = [("One?", "tuned saw 1: One?"), ("Three?", "Three <b>it is</b>.")]
+    found = collect_recorded(folder, tmp_path / "rows.jsonl", wanted=WantedRequests(is_rated=True))
+    assert found.counts.dropped == {"rated bad, without a better answer": 1}
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(r["messages"][-2]["content"], r["messages"][-1]["content"]) for r in rows] == (
+        wanted_rows
+    )
+
+
+def test_a_server_that_does_not_record_takes_no_rating(browser: Browser, url: str) -> None:
+    with reading(browser, url) as shown:
+        say(shown.page, "One?")
+        shown.page.locator(".figures").first.filter(has_text="4 tokens").wait_for()
+        assert shown.page.locator(".rating").count() == 0

@@ -47,7 +47,7 @@ def test_every_generator_of_a_rule_module_is_a_rule() -> None:
     # Parts of rules, which a rule calls.
     parts = {metadata._empty, jobs._failures, traffic._scaled, server._trust}
     assert set(RULES) == found - parts
-    assert len(RULES) == len(found - parts) == 50
+    assert len(RULES) == len(found - parts) == 51
 
 
 def one(objects: Objects, kind: str) -> dict[str, Any]:
@@ -281,6 +281,13 @@ BROKEN: list[tuple[str, Mutation, str]] = [
             {"name": "TUNELINE_KEYS_FILE", "value": "/model/keys.toml"}
         ),
         "TUNELINE_KEYS_FILE is /model/keys.toml; expected a file of a mounted Secret",
+    ),
+    (
+        "requests recorded to no claim",
+        lambda o: container(o)["env"].append(
+            {"name": "TUNELINE_RECORDING", "value": '{"folder": "/tmp/recorded"}'}
+        ),
+        "TUNELINE_RECORDING names /tmp/recorded; expected the mount of a claim",
     ),
     (
         "value and valueFrom",

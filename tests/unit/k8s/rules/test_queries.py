@@ -116,7 +116,7 @@ if PROMTOOL is not None:  # Debian's package `prometheus` has it; every parser a
                          "eval_time": "15m", "exp_samples": [{"labels": "{}", "value": 1}]},
                     ],
                 },
-                {  # Another model, a stalled engine and refused requests.
+                {  # Another model, a stalled engine, a full disk and refused requests.
                     "interval": "1m",
                     "input_series": [
                         {"series": f"up{{{labels}}}", "values": "1x60"},
@@ -128,6 +128,10 @@ if PROMTOOL is not None:  # Debian's package `prometheus` has it; every parser a
                         {"series": f'tuneline_key_requests_total{{{labels},status="503"}}',
                          "values": "0+6x60"},
                         {"series": f"tuneline_keys_file_ok{{{labels}}}", "values": "0x60"},
+                        {"series": f'tuneline_unrecorded_total{{{labels},reason="disk"}}',
+                         "values": "0+6x60"},
+                        {"series": f'tuneline_unrecorded_total{{{labels},reason="unfinished"}}',
+                         "values": "0+6x60"},
                         {"series": f"tuneline_requests_in_flight{{{labels}}}", "values": "8x60"},
                         {"series": f"tuneline_ready_seconds{{{labels}}}", "values": "30x60"},
                         {"series": f"vllm:kv_cache_usage_perc{{{labels}}}", "values": "0.99x60"},
@@ -135,7 +139,7 @@ if PROMTOOL is not None:  # Debian's package `prometheus` has it; every parser a
                     ],
                     "promql_expr_test": [
                         {"expr": 'count(ALERTS{alertstate="firing"})',
-                         "eval_time": "50m", "exp_samples": [{"labels": "{}", "value": 7}]},
+                         "eval_time": "50m", "exp_samples": [{"labels": "{}", "value": 8}]},
                     ],
                 },
                 {  # A key above its limits, preemptions, restarts and a failed proof.

@@ -753,6 +753,11 @@ WHOLE: dict[str, Any] = {
         {"t": 0.0, "type": "n", "in": 100, "out": 10, "hash_ids": [1, 2]},
     ]},
     "otel": json.loads(otlp(otel_span(1, 2, [asks("q")], "a"))),
+    "recorded": {
+        "route": "/v1/chat/completions", "time": 1.5, "seconds": 0.5,
+        "request": {"model": "m", "messages": [{"role": "user", "content": "q"}]},
+        "answer": {"choices": [{"message": {"role": "assistant", "content": "a"}}]},
+    },
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from serving.middleware import app as app_module
 from serving.middleware.app import TunelineMiddleware
 from serving.middleware.asgi import Message
+from serving.middleware.drain import UNSENT_INTERVAL_S
 from tests.unit.serving.middleware.harness import CHAT, Inner, ask, send_request
 
 
@@ -216,11 +217,11 @@ def test_a_drain_looks_for_slow_readers_once_however_many_answers_end(
         for _ in range(50):
             middleware._hand_on_if_done()
         ended = looks
-        await asyncio.sleep(4.5 * app_module.UNSENT_INTERVAL_S)
+        await asyncio.sleep(4.5 * UNSENT_INTERVAL_S)
         assert 1 <= looks - ended <= 5
         assert handed_on == []
         is_unsent = False
-        await asyncio.sleep(2 * app_module.UNSENT_INTERVAL_S)
+        await asyncio.sleep(2 * UNSENT_INTERVAL_S)
         assert handed_on == [True]
 
     asyncio.run(scene())

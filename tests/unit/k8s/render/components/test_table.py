@@ -58,6 +58,7 @@ def test_every_folder_belongs_to_a_row() -> None:
         ),
         ({"cache_claim": "kernels"}, ["cache-claim"]),
         ({"keys_secret_name": "team-keys"}, ["named-keys"]),
+        ({"recording_claim": "recorded"}, ["recording"]),
         (
             {
                 "keys_secret_name": "team-keys",

@@ -1,0 +1,1 @@
+"""Recorded requests of a server, as rows of training data."""
