@@ -46,7 +46,7 @@ def loadtest_config(run: Run) -> LoadTestConfig:
     config = run.config.loadtest
     if config.workload.path is None:
         return config
-    path = str(run.resolve(config.workload.path))
+    path = run.resolve(config.workload.path)
     workload = config.workload.model_copy(update={"path": path})
     return config.model_copy(update={"workload": workload})
 

@@ -302,7 +302,7 @@ def test_recorded_requests_are_rows_and_a_load_test(serving: Serving, runs: Path
     assert replayed.returncode in (6, 7, 8), replayed.stderr
     report = json.loads((runs / "replayed" / "report.json").read_text())
     (found,) = report["scenarios"]
-    assert (found["requests"]["measured"], found["requests"]["failed"]) == (5, 0)
+    assert (found["requests"]["succeeded"], found["requests"]["failed"]) == (5, 0)
 
 
 def test_sigterm_ends_the_server_and_its_command(serving: Serving) -> None:

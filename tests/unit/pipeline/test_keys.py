@@ -1,6 +1,7 @@
 """Every field of run.yaml and the stages that its change makes stale, by the keys themselves."""
 
 import datetime
+import json
 import shutil
 import types
 import typing
@@ -26,7 +27,14 @@ from k8s.config import (
 from k8s.placement_config import Placement, Toleration
 from k8s.training_config import TrainingJob
 from loadtest.config import SLO, AnswersConfig, CancellationsConfig
-from loadtest.workload_config import Delay, ImagesConfig, Length, SessionsConfig
+from loadtest.workload.build import build_workload
+from loadtest.workload_config import (
+    Delay,
+    ImagesConfig,
+    Length,
+    SessionsConfig,
+    WorkloadConfig,
+)
 from tests.unit.pipeline.fake_line import fake_made
 from training.config import JudgeConfig
 from training.config.data import SourceConfig
@@ -39,6 +47,7 @@ from tuneline.core.tolerances import Tolerances
 from tuneline.pipeline.keys import stage_keys
 from tuneline.pipeline.plan import plan_stage
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
+from tuneline.pipeline.served_stages import loadtest_config
 from tuneline.pipeline.server import serving_config
 from tuneline.pipeline.stage_inputs import data_inputs, workload_inputs
 from tuneline.pipeline.stages import stages
@@ -544,3 +553,16 @@ def test_a_run_reads_recorded_requests_from_one_file(run: Run) -> None:
     with pytest.raises(DataError, match=r"rows is a folder; a run reads one file") as raised:
         workload_inputs(Run(run.path, config, run.dir))
     assert raised.value.hint == "Try: cat rows/recorded-*.jsonl > recorded.jsonl"
+
+
+def test_a_run_reads_the_file_of_its_workload_from_its_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    (run.path.parent / "talk.json").write_text(json.dumps([{"conversations": talk}]))
+    workload = WorkloadConfig(source="sharegpt", path=Path("talk.json"))
+    config = replaced(run.config, ["loadtest", "workload"], workload)
+    chosen = loadtest_config(Run(run.path, config, run.dir))
+    found = build_workload(chosen, "m", [], seed=0, num_requests=1)
+    assert json.loads(found.bodies[0])["messages"] == [{"role": "user", "content": "q"}]
