@@ -27,15 +27,37 @@ from serving.middleware.metrics import RECORDED, UNRECORDED
 from serving.middleware.settings import RecordingSettings, read_recording
 
 PREFIX, SUFFIX = "recorded-", ".jsonl"
-MAX_RECORD_BYTES = 4 * 2**20
-"""Of a request and its answer together. Pictures make larger ones."""
-MAX_WAITING_BYTES = 64 * 2**20
-"""Of records that the disk has not taken yet."""
+MAX_RECORD_BYTES = 32 * 2**20
+"""Of a request and its answer as sent. A stream has about 250 bytes for each token."""
+MAX_KEPT_BYTES = 256 * 2**20
+"""Of all requests whose answers are being sent or wait for the disk."""
 MAX_FILE_BYTES = 64 * 2**20
 LOOK_INTERVAL_S = 600.0
 """How often files that are too old are looked for, without any request too."""
 PAUSE_S = 5.0
 """After a write that failed."""
+
+
+class Memory:
+    """Bytes of records that are being made or wait for the disk, in all threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+
+    def reserve(self, size: int) -> bool:
+        """Take `size` bytes; return False if there is no room for them."""
+        with self._lock:
+            if self._num_bytes + size > self._most:
+                return False
+            self._num_bytes += size
+            return True
+
+    def release(self, size: int) -> None:
+        """Give back bytes that were taken."""
+        with self._lock:
+            self._num_bytes -= size
 
 
 @dataclass
@@ -44,19 +66,38 @@ class Recording:
 
     Attributes:
         parts: Pieces of the answer's body.
-        num_bytes: Of the request and those pieces.
+        num_bytes: Of the request and those pieces, as taken from the memory.
+        lost: Why nothing is kept any more; None while the record is whole.
     """
 
-    num_bytes: int
+    memory: Memory
     parts: list[bytes] = field(default_factory=list)
+    num_bytes: int = 0
+    lost: str | None = None
+
+    def keep(self, size: int) -> bool:
+        """Take memory for `size` bytes; without room, the whole record is lost."""
+        if self.lost is not None:
+            return False
+        if self.num_bytes + size > MAX_RECORD_BYTES:
+            self.lose("size")
+        elif not self.memory.reserve(size):
+            self.lose("behind")
+        else:
+            self.num_bytes += size
+        return self.lost is None
 
     def add(self, body: bytes) -> None:
-        """Keep a piece of the answer, unless the record has become too large."""
-        self.num_bytes += len(body)
-        if self.num_bytes <= MAX_RECORD_BYTES:
+        """Keep a piece of the answer."""
+        if self.keep(len(body)):
             self.parts.append(body)
-        else:
-            self.parts.clear()
+
+    def lose(self, reason: str) -> None:
+        """Keep nothing of the request."""
+        self.lost = reason
+        self.parts.clear()
+        self.memory.release(self.num_bytes)
+        self.num_bytes = 0
 
 
 class Recorder:
@@ -69,8 +110,7 @@ class Recorder:
         self._waiting: queue.SimpleQueue[tuple[int, dict[str, Any], bytes] | None] = (
             queue.SimpleQueue()
         )
-        self._num_waiting_bytes = 0
-        self._lock = threading.Lock()
+        self.memory = Memory(MAX_KEPT_BYTES)
         self._random = random.Random()
         self._file = -1
         self._num_file_bytes = 0
@@ -99,19 +139,14 @@ class Recorder:
 
     def take(self, exchange: Exchange, fields: Mapping[str, Any], recording: Recording) -> None:
         """Give a request with its answer to the thread, if the answer is whole."""
-        if exchange.status != 200:
+        is_answer = exchange.status == 200
+        is_whole = exchange.is_done and not exchange.client_left and not exchange.is_ended
+        if recording.lost is None and not (is_answer and is_whole):
+            recording.lose("unfinished")
+        if recording.lost is not None:
+            if is_answer:
+                UNRECORDED.labels(reason=recording.lost).inc()
             return
-        if exchange.client_left or not exchange.is_done or exchange.is_ended:
-            UNRECORDED.labels(reason="unfinished").inc()
-            return
-        if recording.num_bytes > MAX_RECORD_BYTES:
-            UNRECORDED.labels(reason="size").inc()
-            return
-        with self._lock:
-            if self._num_waiting_bytes + recording.num_bytes > MAX_WAITING_BYTES:
-                UNRECORDED.labels(reason="behind").inc()
-                return
-            self._num_waiting_bytes += recording.num_bytes
         seconds = time.monotonic() - exchange.started_s
         facts = {
             "id": exchange.request_id,
@@ -147,8 +182,7 @@ class Recorder:
                 UNRECORDED.labels(reason="form").inc()
                 say(f"a request is not recorded: {type(error).__name__}: {error}")
             finally:
-                with self._lock:
-                    self._num_waiting_bytes -= num_bytes
+                self.memory.release(num_bytes)
 
     def _write(self, facts: dict[str, Any], body: bytes) -> None:
         """Write one line: a request whose answer is `body`, or a note."""
@@ -246,7 +280,8 @@ def recorded(
     if recorder is None or fields is None or not recorder.wants(exchange.scope, fields):
         yield
         return
-    recording = Recording(len(body))
+    recording = Recording(recorder.memory)
+    recording.keep(len(body))
     exchange.on_body = recording.add
     try:
         yield

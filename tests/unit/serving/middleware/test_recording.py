@@ -45,12 +45,18 @@ def counted(name: str, **labels: str) -> float:
 
 
 @pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+def recorders() -> list[Recorder]:
+    """The recorders of the middlewares of a test, in their order."""
+    return []
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorders: list[Recorder]) -> Ask:
     """Send requests through a middleware that records, and return the lines."""
 
     def asked(
         *requests: dict[str, Any] | bytes, inner: Any = None, path: str = CHAT,
-        answers: list[Answer] | None = None, parts: Any = None, **values: Any,
+        answers: list[Answer] | None = None, **values: Any,
     ) -> list[dict[str, Any]]:  # fmt: skip
         folder = tmp_path / "recorded"
         document = json.dumps(vars(settings(folder, **values)))
@@ -59,11 +65,12 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
         middleware = TunelineMiddleware(inner or Inner())
         assert middleware.recorder is not None
         middleware.recorder.start()
+        recorders.append(middleware.recorder)
 
         async def all_of_them() -> None:
             for number, one in enumerate(requests):
                 headers = {"x-request-id": f"r{number}"}
-                found = await send_request(middleware, path, one, headers=headers, parts=parts)
+                found = await send_request(middleware, path, one, headers=headers)
                 if answers is not None:
                     answers.append(found)
 
@@ -235,10 +242,18 @@ def test_files_beyond_age_and_size_are_removed(
     assert len(left) == 4
 
 
-def test_records_that_the_disk_does_not_take_in_time_are_left_out(
-    ask: Ask, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("most", "num_kept"), [(10, 0), (150, 0), (1000, 3)])
+def test_records_have_a_limit_in_memory(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, most: int, num_kept: int
 ) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 10)
+    # A request has 67 bytes and its answer 119.
+    monkeypatch.setattr(module, "MAX_KEPT_BYTES", most)
     before = counted("tuneline_unrecorded_total", reason="behind")
-    assert ask(ASKED) == []
-    assert counted("tuneline_unrecorded_total", reason="behind") == before + 1
+    assert len(ask(ASKED, ASKED, ASKED)) == num_kept
+    assert counted("tuneline_unrecorded_total", reason="behind") == before + 3 - num_kept
+
+
+def test_memory_is_given_back(ask: Ask, recorders: list[Recorder]) -> None:
+    for inner in (None, _half, _nothing, _large, _error):
+        ask(ASKED, inner=inner)
+    assert [recorder.memory.reserve(module.MAX_KEPT_BYTES) for recorder in recorders] == [True] * 5
