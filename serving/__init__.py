@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from serving.kernels.command import bake_kernels
     from serving.middleware.routes import open_paths
     from serving.parity import compare_served, prove_served
+    from serving.relevance import (
+        compare_served_relevance,
+        prove_relevance,
+        recheck_relevance,
+    )
     from serving.rewards import compare_served_rewards, prove_rewards, recheck_rewards
     from serving.supervisor.process import RunningServer, require_server, running_server
     from serving.supervisor.restarts import answers_chats, serve_model
@@ -51,6 +56,7 @@ __all__ = [
     "bake_kernels",
     "check_flags",
     "compare_served",
+    "compare_served_relevance",
     "compare_served_rewards",
     "compare_trained_vectors",
     "converse",
@@ -63,11 +69,13 @@ __all__ = [
     "open_paths",
     "plan_container",
     "prove_classifier",
+    "prove_relevance",
     "prove_rewards",
     "prove_served",
     "prove_trained_vectors",
     "prove_vectors",
     "read_desired",
+    "recheck_relevance",
     "recheck_rewards",
     "recheck_trained_vectors",
     "reconcile_adapters",
@@ -105,13 +113,16 @@ __getattr__ = lazy_face(
         "open_paths": "serving.middleware.routes:open_paths",
         "plan_container": "serving.command.arguments:plan_container",
         "prove_classifier": "serving.classifiers:prove_classifier",
+        "compare_served_relevance": "serving.relevance:compare_served_relevance",
         "compare_served_rewards": "serving.rewards:compare_served_rewards",
         "compare_trained_vectors": "serving.trained_vectors:compare_trained_vectors",
+        "prove_relevance": "serving.relevance:prove_relevance",
         "prove_rewards": "serving.rewards:prove_rewards",
         "prove_served": "serving.parity:prove_served",
         "prove_trained_vectors": "serving.trained_vectors:prove_trained_vectors",
         "prove_vectors": "serving.vectors:prove_vectors",
         "read_desired": "serving.adapters.reconcile:read_desired",
+        "recheck_relevance": "serving.relevance:recheck_relevance",
         "recheck_rewards": "serving.rewards:recheck_rewards",
         "recheck_trained_vectors": "serving.trained_vectors:recheck_trained_vectors",
         "reconcile_adapters": "serving.adapters.reconcile:reconcile_adapters",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from training.evaluation.metrics.ready import require_metrics
     from training.evaluation.preferences import evaluate_preferences
     from training.evaluation.report.report import report_evaluations
+    from training.evaluation.reranking import evaluate_reranking
     from training.evaluation.retrieval import evaluate_retrieval
     from training.evaluation.suspects import find_suspects
     from training.heldout import answered_rows, prompted_rows, require_heldout
@@ -79,6 +80,7 @@ __all__ = [
     "evaluate_endpoint",
     "evaluate_model",
     "evaluate_preferences",
+    "evaluate_reranking",
     "evaluate_retrieval",
     "evaluation_figures",
     "find_heldout",
@@ -141,6 +143,7 @@ __getattr__ = lazy_face(
         "evaluate_endpoint": "training.evaluation.evaluate:evaluate_endpoint",
         "evaluate_model": "training.evaluation.evaluate:evaluate_model",
         "evaluate_preferences": "training.evaluation.preferences:evaluate_preferences",
+        "evaluate_reranking": "training.evaluation.reranking:evaluate_reranking",
         "evaluate_retrieval": "training.evaluation.retrieval:evaluate_retrieval",
         "measure_forgetting": "training.evaluation.forgetting.suite:measure_forgetting",
         "find_heldout": "training.data.sources:find_heldout",

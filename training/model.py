@@ -21,8 +21,8 @@ from tuneline.models.source import ModelSource
 from tuneline.models.vectors import load_encoder
 
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS", "FEATURE_EXTRACTION"]
-SCORE_WEIGHT = "score.weight"
-"""The tensor of a reward model's linear layer."""
+NEW_LAYERS = ("score.", "classifier.")
+"""How the names of the tensors of a new score begin; BERT's pooler has a part of that name."""
 
 
 def quiet_libraries() -> None:
@@ -108,13 +108,17 @@ def load_base(
 
 
 def load_scorer(folder: Path, **options: Any) -> tuple[Any, Any]:
-    """Load a folder as a model with one score; the folder of a causal model has no such layer."""
+    """Load a folder as a model with one score; only the folder of a scorer has those layers."""
     from transformers import AutoModelForSequenceClassification
 
     network, info = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, **options
     )
-    info["missing_keys"] = [name for name in info["missing_keys"] if name != SCORE_WEIGHT]
+    info["missing_keys"] = [
+        name
+        for name in info["missing_keys"]
+        if not name.startswith(NEW_LAYERS) and ".pooler." not in name
+    ]
     return network, info
 
 

@@ -9,9 +9,10 @@ from training.config import DataConfig, TrainingConfig
 from training.data.rows import Counts, stream_rows
 from training.data.sources import open_sources
 from training.model import quiet_libraries
-from training.rendering.show import ShownExample, show_row, show_texts
+from training.rendering.show import ShownExample, show_pairs, show_row, show_texts
 from tuneline.core.errors import DataError
 from tuneline.models.chat import set_template
+from tuneline.models.pairs import pair_reader
 from tuneline.models.source import ModelSource
 from tuneline.models.stop_tokens import served_stop_ids
 from tuneline.models.tokenizer import load_tokenizer
@@ -43,6 +44,8 @@ def show_data(
             pass
         raise DataError(f"{where}: row {number:,} cannot be read, and data.bad_rows drops it")
     tokenizer = load_tokenizer(base.path)
+    if row.is_query and training.method.makes == "relevance":
+        return show_pairs(pair_reader(base.path, tokenizer), tokenizer, row)
     if row.is_query:
         return show_texts(tokenizer, row, training.method.prompts(base.path))
     today = datetime.datetime.now(datetime.UTC).date()

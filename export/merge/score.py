@@ -16,6 +16,7 @@ from export.weights.model_folder import ModelFolder
 from export.weights.tensor_file import Stored
 from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError
+from tuneline.models.pairs import cross_encoder_settings, is_cross_encoder
 
 SCORE = "score.weight"
 NOT_OF_TEXT = ("score", "classifier")
@@ -67,7 +68,7 @@ def score_settings(base: ModelFolder, score: Stored | None) -> dict[str, Any]:
     """Return what config.json says of a model of scores; nothing for a model of text.
 
     With the problem type `regression`, a server answers with the score itself; without, vLLM
-    answers with its sigmoid.
+    answers with its sigmoid. That is what clients of a reranker get.
 
     Raises:
         ArtifactError: transformers has no class for scores of this family.
@@ -75,7 +76,10 @@ def score_settings(base: ModelFolder, score: Stored | None) -> dict[str, Any]:
     if score is None:
         names, labels = base.config.get("architectures") or [], base.config.get("id2label") or {}
         is_scorer = len(labels) == 1 and all(name.endswith(CLASSIFIER) for name in names)
-        return {"problem_type": "regression"} if names and is_scorer else {}
+        if not names or not is_scorer:
+            return {}
+        return _output_settings(base, is_cross_encoder(base.path))
+    of_pairs = is_cross_encoder(score.file.path.parent)
     auto = require("transformers", "export").models.auto.modeling_auto
     known = auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     model_type = base.config["model_type"]
@@ -86,5 +90,9 @@ def score_settings(base: ModelFolder, score: Stored | None) -> dict[str, Any]:
         "architectures": [known[model_type]],
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
-        **({"problem_type": "regression"} if len(labels) == 1 else {}),
+        **(_output_settings(base, of_pairs) if len(labels) == 1 else {}),
     }
+
+
+def _output_settings(base: ModelFolder, of_pairs: bool) -> dict[str, Any]:
+    return cross_encoder_settings(base.config) if of_pairs else {"problem_type": "regression"}

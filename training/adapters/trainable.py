@@ -12,11 +12,12 @@ from training.adapters.companion_files import write_companion_files
 from training.adapters.lora import add_lora, write_lora
 from training.adapters.reach import Reached, left_out, pattern_of, reached
 from training.config import TrainingConfig
-from training.config.method import EmbeddingConfig
+from training.config.method import EmbeddingConfig, RerankerConfig
 from training.model import TaskType, load_base, resolve_dtype
 from tuneline.core.errors import ConfigError
 from tuneline.models.folder import CONFIG, read_json, write_json
 from tuneline.models.own_code import leave_code_out
+from tuneline.models.pairs import write_cross_encoder
 from tuneline.models.schemas import ModelConfig
 from tuneline.models.source import ModelSource
 from tuneline.models.vectors import read_recipe, write_recipe
@@ -82,6 +83,8 @@ def write_trained(
     if isinstance(config.method, EmbeddingConfig):
         recipe = read_recipe(base.path, pooling=config.method.pooling)
         write_recipe(base.path, folder, recipe, config.method.prompts(base.path))
+    if isinstance(config.method, RerankerConfig):
+        write_cross_encoder(folder)
 
 
 def four_bit_figures(model: Any) -> dict[str, Any]:

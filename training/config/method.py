@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from training.config.method_options import MethodOptions, TrlOptions
+from training.config.method_options import Makes, MethodOptions, TrlOptions
 from training.config.types import AsList, PositiveFloat, PositiveInt
 from training.data.row import Kind
 from tuneline.models.prompts import read_prompts
@@ -210,7 +210,7 @@ class RewardConfig(TrlOptions):
     kinds: ClassVar[tuple[Kind, ...]] = ("preference",)
     num_sequences: ClassVar[int] = 2
     compares: ClassVar[bool] = True
-    makes: ClassVar[Literal["text", "scores", "vectors"]] = "scores"
+    makes: ClassVar[Makes] = "scores"
 
     type: Literal["reward"]
     center_rewards_coefficient: PositiveFloat | None = None
@@ -226,7 +226,7 @@ class EmbeddingConfig(MethodOptions):
     num_sequences: ClassVar[int] = 2
     not_shared: ClassVar[str | None] = "each process would compare its own rows only"
     has_expected_answers: ClassVar[bool] = False
-    makes: ClassVar[Literal["text", "scores", "vectors"]] = "vectors"
+    makes: ClassVar[Makes] = "vectors"
 
     type: Literal["embedding"]
     scale: PositiveFloat = 20.0
@@ -250,6 +250,23 @@ class EmbeddingConfig(MethodOptions):
         return read_prompts(base) | {name: text for name, text in own.items() if text is not None}
 
 
+class RerankerConfig(MethodOptions):
+    """A reranker: a score for a query and a passage that are read together (a cross-encoder)."""
+
+    trained_by: ClassVar[str] = "training.methods.reranker:RERANKER"
+    adapter_learning_rate: ClassVar[float | None] = 1e-4
+    kinds: ClassVar[tuple[Kind, ...]] = ("retrieval",)
+    num_sequences: ClassVar[int] = 2
+    not_shared: ClassVar[str | None] = "it is not measured with several processes"
+    has_expected_answers: ClassVar[bool] = False
+    makes: ClassVar[Makes] = "relevance"
+
+    type: Literal["reranker"]
+    loss: Literal["softmax", "bce"] = "softmax"
+    """`softmax` compares each passage that answers the query with the negatives of its row; `bce`
+    judges each passage for itself, and takes rows without negatives too."""
+
+
 MethodConfig = Annotated[
     SftConfig
     | DpoConfig
@@ -258,7 +275,8 @@ MethodConfig = Annotated[
     | GrpoConfig
     | DistillationConfig
     | RewardConfig
-    | EmbeddingConfig,
+    | EmbeddingConfig
+    | RerankerConfig,
     Field(discriminator="type"),
 ]
 """The options of one method, told apart by `type`."""
@@ -272,5 +290,6 @@ METHODS: dict[str, type[MethodOptions]] = {
     "distillation": DistillationConfig,
     "reward": RewardConfig,
     "embedding": EmbeddingConfig,
+    "reranker": RerankerConfig,
 }
 """For each `type`, its options. Of several methods for a kind of rows, the usual one is first."""

@@ -51,6 +51,10 @@ OWNED = {
 """Options of TRL that the frame decides, each with what to do instead."""
 
 
+Makes = Literal["text", "scores", "vectors", "relevance"]
+"""Text; a score of a conversation; a vector of a text; a score of a query with a passage."""
+
+
 class MethodOptions(StrictModel):
     """The options of a method, and what the line knows about it without its trainer."""
 
@@ -76,7 +80,7 @@ class MethodOptions(StrictModel):
     """Whether the loss is in nats, per token of the answers."""
     compares: ClassVar[bool] = False
     """Whether the trained model is compared with its base by preference or reward."""
-    makes: ClassVar[Literal["text", "scores", "vectors"]] = "text"
+    makes: ClassVar[Makes] = "text"
     """The answers of the trained model to a request."""
 
     @property
@@ -88,7 +92,7 @@ class MethodOptions(StrictModel):
     @property
     def renders_chats(self) -> bool:
         """Return whether rows are conversations, which the chat template renders."""
-        return self.makes != "vectors"
+        return self.makes in ("text", "scores")
 
     @property
     def num_sampled_tokens(self) -> int:

@@ -63,9 +63,9 @@ class TrainingConfig(TrackingConfig, CheckpointConfig, TrainerConfig, AdapterCon
                 "method: a reward model is trained with LoRA on the plain base; remove "
                 "finetuning_type and load_in_4bit"
             )
-        if self.method.type == "embedding" and self.load_in_4bit:
+        if self.method.type in ("embedding", "reranker") and self.load_in_4bit:
             raise ValueError(
-                "method: an embedding model is trained on the plain base; remove load_in_4bit"
+                f"method: {self.method.type} is trained on the plain base; remove load_in_4bit"
             )
         return self
 

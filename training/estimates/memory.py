@@ -131,7 +131,10 @@ def largest_batch(
         trained: Trained tokens of each row, of both sides of a pair; all tokens if not given.
         sharing: The tokens that rows of a batch share.
     """
-    rows = config.per_device_train_batch_size * config.method.num_sequences
+    sequences = config.method.num_sequences
+    if trained:  # a query has any number of passages
+        sequences = max(sequences, math.ceil(len(lengths) / len(trained)))
+    rows = config.per_device_train_batch_size * sequences
     shared: tuple[int, int | None] = (0, None)
     if sharing is not None and sharing.whole_because is None:
         shared = sharing.start, sharing.num_sharing

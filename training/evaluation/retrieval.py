@@ -87,7 +87,7 @@ def evaluate_retrieval(
             {"line": row.line, "ranks": tuned_row, "base_ranks": base_row}
             for row, tuned_row, base_row in zip(rows, ranks, base_ranks, strict=True)
         ]
-        _write_lines(draft.dir / ROWS_FILE, entries)
+        write_lines(draft.dir / ROWS_FILE, entries)
         figures = {
             **compare_ranks(ranks, base_ranks),
             "num_passages": len(passages),
@@ -108,7 +108,7 @@ def _write_vectors(
     """Write the texts and vectors that a server is compared with: queries, then passages."""
     kept = [*range(min(num_queries, NUM_VECTORS // 2)), *range(num_queries, len(texts))]
     entries = [{"text": texts[at], "vector": vectors[at].tolist()} for at in kept[:NUM_VECTORS]]
-    _write_lines(folder / VECTORS_FILE, entries)
+    write_lines(folder / VECTORS_FILE, entries)
 
 
 def ranked_passages(rows: Sequence[Row], train_rows: Sequence[Row]) -> list[str]:
@@ -186,6 +186,7 @@ def vectors_of(
     return torch.stack([one for one in found if one is not None])
 
 
-def _write_lines(path: Path, entries: Sequence[Figures]) -> None:
+def write_lines(path: Path, entries: Sequence[Figures]) -> None:
+    """Write a JSON line for each entry."""
     lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
     path.write_text("".join(lines), encoding="utf-8")

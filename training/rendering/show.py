@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from training.config.types import TrainOn
 from training.data.row import Row
 from training.rendering.chat import Rendered, render_row
 from tuneline.models.chat import prompt_token_ids
+from tuneline.models.pairs import Pair
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ def show_texts(tokenizer: Any, row: Row, prompts: Mapping[str, str]) -> list[Sho
     for side, kind, text in texts:
         ids = tokenizer(prompts.get(kind, "") + text)["input_ids"]
         shown.append(_shown(tokenizer, side, Rendered(ids, ((0, len(ids)),), row.line)))
+    return shown
+
+
+def show_pairs(read: Callable[[str, str], Pair], tokenizer: Any, row: Row) -> list[ShownExample]:
+    """Return a query with each of its passages; a score is made of all tokens of each pair."""
+    shown = []
+    for side, passages in zip(("positive", "negative"), row.passages, strict=True):
+        for passage in passages:
+            ids = read(row.query, passage).input_ids
+            shown.append(_shown(tokenizer, side, Rendered(ids, ((0, len(ids)),), row.line)))
     return shown
 
 

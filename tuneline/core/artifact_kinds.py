@@ -60,9 +60,11 @@ def _preferences(metrics: Metrics) -> str:
 
 def _retrieval(metrics: Metrics) -> str:
     low, high = metrics["ndcg_difference_interval"]
+    against = f" (base: {metrics['base_order']})" if "base_order" in metrics else ""
     return (
         f"nDCG@10 {metrics['ndcg_base']:.3f} → {metrics['ndcg']:.3f} (difference {low:+.3f} to "
-        f"{high:+.3f}), {metrics['num_queries']} queries, {metrics['num_passages']} passages"
+        f"{high:+.3f}), {metrics['num_queries']} queries, "
+        f"{metrics['num_passages']} passages{against}"
     )
 
 
@@ -137,6 +139,13 @@ def _vectors(metrics: Metrics) -> str:
     return f"{_verdict(metrics)}, {metrics['num_texts']} texts, {metrics['recipe']}{least}"
 
 
+def _relevance(metrics: Metrics) -> str:
+    return (
+        f"{_verdict(metrics)}, {metrics['num_pairs']} pairs of {metrics['num_lists']} queries, "
+        f"scores within {metrics['max_relative_difference']:.1g} standard deviations"
+    )
+
+
 def _trained_vectors(metrics: Metrics) -> str:
     if metrics["max_relative_difference"] is None:
         return f"{_verdict(metrics)}, {metrics['num_texts']} texts"
@@ -202,6 +211,7 @@ KINDS: dict[str, Kind] = {
     "model": Kind(_model),
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),
     "reward-parity": Kind(_rewards, payload="rewards.json", verdict_file="rewards.json"),
+    "relevance-parity": Kind(_relevance, payload="relevance.json", verdict_file="relevance.json"),
     "trained-vector-parity": Kind(
         _trained_vectors, payload="vectors.json", verdict_file="vectors.json"
     ),

@@ -52,6 +52,21 @@ def heldout_queries(dataset: Artifact, before: str) -> list[ChatPrompt]:
     return _requests(dataset, asked, "a query")
 
 
+def heldout_lists(dataset: Artifact) -> list[ChatPrompt]:
+    """Return a dataset's held-out queries as requests to rerank: the query, then its passages.
+
+    Raises:
+        NotAnArtifactError: A line is not a query.
+        DataError: No row is a query.
+    """
+
+    def asked(row: dict[str, Any]) -> list[Messages]:
+        texts = [row["query"], *row["positives"], *row["negatives"]]
+        return [[{"role": "user", "content": text} for text in texts]]
+
+    return _requests(dataset, asked, "a query")
+
+
 def heldout_conversations(dataset: Artifact) -> list[ChatPrompt]:
     """Return the conversations of a dataset's held-out pairs as requests: of each pair the prompt
     with the better answer, then the prompt with the other one.

@@ -16,12 +16,13 @@ DEPTH = 10
 
 
 def compare_ranks(
-    ranks: Sequence[Sequence[int]], base_ranks: Sequence[Sequence[int]]
+    ranks: Sequence[Sequence[float]], base_ranks: Sequence[Sequence[float]]
 ) -> dict[str, Any]:
     """Return the means over queries of two models, and the paired interval of the nDCG at 95 %.
 
     Args:
-        ranks: For each query the ranks of its answers, from 1, by the trained model.
+        ranks: For each query the ranks of its answers, from 1, by the trained model. A rank between
+            two places is that of passages that share them.
         base_ranks: The same by the base.
     """
     figures: dict[str, Any] = {"num_queries": len(ranks)}
@@ -36,18 +37,18 @@ def compare_ranks(
     }
 
 
-def ndcg(ranks: Sequence[int]) -> float:
+def ndcg(ranks: Sequence[float]) -> float:
     """Return nDCG@10 of a query whose answers have these ranks."""
     gain = math.fsum(1 / math.log2(rank + 1) for rank in ranks if rank <= DEPTH)
     ideal = math.fsum(1 / math.log2(place + 2) for place in range(min(len(ranks), DEPTH)))
     return gain / ideal
 
 
-def reciprocal_rank(ranks: Sequence[int]) -> float:
+def reciprocal_rank(ranks: Sequence[float]) -> float:
     """Return 1 / rank of the first answer; 0 beyond the tenth place."""
     return 1 / min(ranks) if min(ranks) <= DEPTH else 0.0
 
 
-def recall(ranks: Sequence[int]) -> float:
+def recall(ranks: Sequence[float]) -> float:
     """Return the share of the answers within the first ten places."""
     return sum(rank <= DEPTH for rank in ranks) / len(ranks)

@@ -268,14 +268,18 @@ class Release(StrictModel):
     @property
     def task(self) -> str:
         """Return the Hub's name of what the model does."""
-        return {"reward": "text-classification", "embedding": "feature-extraction"}.get(
-            self.method, "text-generation"
-        )
+        return {
+            "reward": "text-classification",
+            "embedding": "feature-extraction",
+            "reranker": "text-ranking",
+        }.get(self.method, "text-generation")
 
     @property
     def gives(self) -> str:
         """Return what the model answers with."""
-        return {"reward": "score", "embedding": "vector"}.get(self.method, "text")
+        return {"reward": "score", "embedding": "vector", "reranker": "score"}.get(
+            self.method, "text"
+        )
 
     @property
     def method(self) -> str:

@@ -17,6 +17,8 @@ from tuneline.models.folder import (
     write_json,
 )
 from tuneline.models.own_code import copy_without_code
+from tuneline.models.pairs import is_cross_encoder
+from tuneline.models.prompts import PROMPTS_FILE
 from tuneline.models.schemas import GenerationConfig, JsonForm, TokenizerConfig, TokenizerFile
 
 VOCABULARY_FILES = (
@@ -138,9 +140,9 @@ def copy_companions(base: Path, adapter: Path, out: Path) -> None:
 
     All tokenizer files come from the adapter's folder if that has any, else from the base: the two
     are never mixed. The same applies to the chat templates and to the modules of
-    sentence-transformers. generation_config comes from the adapter's folder, else from the base. If
-    the base names a tokenizer class of its own, the copy keeps that name. Licence and notices come
-    from the base. Keys that name code are left out.
+    sentence-transformers. A cross-encoder has no chat template. generation_config comes from the
+    adapter's folder, else from the base. If the base names a tokenizer class of its own, the copy
+    keeps that name. Licence and notices come from the base. Keys that name code are left out.
 
     Raises:
         ArtifactError: A file cannot be read, or its content does not fit the schema.
@@ -151,7 +153,7 @@ def copy_companions(base: Path, adapter: Path, out: Path) -> None:
         folder.mkdir(exist_ok=True)
         copy_without_code(source, folder, base)
     copy_licenses(base, out)
-    template = chat_template(base)
+    template = None if is_cross_encoder(adapter) else chat_template(base)
     if chat_template(out) is None and isinstance(template, str):
         (out / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     if has_tokenizer(adapter):
@@ -167,6 +169,8 @@ def _companions(base: Path, adapter: Path) -> list[Path]:
     pooled = adapter if (adapter / MODULES).is_file() else base
     found += [pooled / name for name in SENTENCE_FILES]
     found += [path for pattern in SENTENCE_FOLDERS for path in sorted(pooled.glob(pattern))]
+    if is_cross_encoder(adapter):
+        return [path for path in [*found, adapter / PROMPTS_FILE] if path.is_file()]
     found += _template_files(adapter) or ([] if chat_template(adapter) else _template_files(base))
     return [path for path in found if path.is_file()]
 

@@ -94,8 +94,8 @@ def _read_ready(url: str) -> dict[str, Any]:
 
 def prove_pod(run: Run, manifests: Manifests, key: str | None) -> Check:
     """Return a check that a server is the released one: the digest that it states, its names, and
-    its answers to prompts of the reference, by the openai client. Of a reward model, the scores;
-    of an embedding model, the vectors.
+    its answers to prompts of the reference, by the openai client. Of a reward model and a
+    reranker, the scores; of an embedding model, the vectors.
 
     Raises:
         NotAnArtifactError: The reference, or the evaluation of such a model, is stale.
@@ -104,6 +104,7 @@ def prove_pod(run: Run, manifests: Manifests, key: str | None) -> Check:
         "text": (REFERENCE, _compare_answers),
         "scores": (PREFERENCES, _compare_scores),
         "vectors": (RETRIEVAL, _compare_vectors),
+        "relevance": (RETRIEVAL, _compare_relevance),
     }[run.config.training.method.makes]
     model, truth = current(run, MODEL, known)
     states_digest = require_digest(manifests.model_digest)
@@ -145,6 +146,33 @@ def _compare_scores(run: Run, model: Artifact, preferences: Artifact, endpoint: 
             f"{found['limit']:g} is allowed"
         )
     logger.info("  %d scores are the trained model's, within %s", NUM_PROMPTS, differ)
+
+
+def _compare_relevance(run: Run, model: Artifact, evaluation: Artifact, endpoint: Endpoint) -> None:
+    """Compare scores of queries with passages with those of the trained reranker.
+
+    Raises:
+        VerdictError: They differ by more than the number format explains, or the server reads other
+            tokens.
+    """
+    from serving import compare_served_relevance
+
+    serving = run.config.serving
+    found, _ = compare_served_relevance(
+        serving.parity,
+        evaluation,
+        endpoint,
+        formats=served_formats(serving, model_source(model)),
+        num_lists=NUM_PROMPTS,
+    )
+    if found["verdict"] != Verdict.PASS:
+        raise VerdictError(
+            f"the scores of the server are not the trained model's: {'; '.join(found['problems'])}"
+        )
+    logger.info(
+        "  %d scores are the trained model's, within %.2g standard deviations",
+        found["num_pairs"], found["max_relative_difference"],
+    )  # fmt: skip
 
 
 def _compare_vectors(run: Run, model: Artifact, evaluation: Artifact, endpoint: Endpoint) -> None:

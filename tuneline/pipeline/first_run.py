@@ -306,7 +306,8 @@ def _method(facts: DataFacts) -> list[Choice]:
         "prompt": ("grpo", "Rows are prompts without an answer: the model's own answers are "
                            "scored by a function. distillation learns from a larger model."),
         "retrieval": ("embedding", "Rows are queries with passages: they train a model of "
-                                   "vectors."),
+                                   "vectors. reranker trains a score of a query with a "
+                                   "passage, and needs negatives."),
     }[facts.kind]  # fmt: skip
     choices = [Choice("training.method.type", name, reason)]
     if name == "grpo":

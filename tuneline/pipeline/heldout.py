@@ -6,6 +6,7 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import (
     HELDOUT_FILE,
     heldout_conversations,
+    heldout_lists,
     heldout_prompts,
     heldout_queries,
 )
@@ -61,7 +62,8 @@ def require_prompts(_run: Run, dataset: Artifact) -> None:
 
 def load_prompts(run: Run, dataset: Artifact) -> list[ChatPrompt]:
     """Return what the run's load test sends: the held-out prompts, for a server of scores the
-    conversations whose scores are asked, and for one of vectors the queries.
+    conversations whose scores are asked, for one of vectors the queries, and for a reranker the
+    queries with their passages.
 
     Raises:
         DataError: No row fits.
@@ -70,4 +72,6 @@ def load_prompts(run: Run, dataset: Artifact) -> list[ChatPrompt]:
     if method.makes == "vectors":
         before = method.prompts(resolve_base(run, download=False).path)["query"]
         return heldout_queries(dataset, before)
+    if method.makes == "relevance":
+        return heldout_lists(dataset)
     return (heldout_conversations if run.config.serving.pools else heldout_prompts)(dataset)

@@ -105,9 +105,10 @@ def select_stages(run: Run, until: Sequence[str]) -> list[Stage]:
     unknown = [name for name in until if name not in by_name]
     if unknown:
         method = run.config.training.method
-        route, made = (
-            ("embeddings", "vectors") if method.makes == "vectors" else ("pooling", "scores")
-        )
+        route, made = {
+            "vectors": ("embeddings", "vectors"),
+            "relevance": ("score", "scores"),
+        }.get(method.makes, ("pooling", "scores"))
         raise ConfigError(
             f"no stage {unknown[0]!r}; the stages are {', '.join(by_name)}",
             hint=None

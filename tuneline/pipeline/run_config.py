@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from export.config import ExportConfig
 from k8s.config import DeployConfig
 from loadtest.config import LoadTestConfig
-from serving.config import ServingConfig
+from serving.config import POOLING_ROUTES, ServingConfig
 from training.config import DataConfig, EvaluationConfig, ReferenceConfig, TrainingConfig
 from training.config.search import SearchConfig
 from tuneline.core.config import StrictModel, load_config
@@ -70,6 +70,7 @@ class RunConfig(StrictModel):
         if not isinstance(routes, list) or not isinstance(workload, dict):
             return values
         found = [{"route": one} for one in ("embeddings", *SCORE_ROUTES) if one in routes]
+        found += [{"route": "rerank"}] if "score" in routes else []
         if not found:
             return values
         return {**values, "loadtest": {**load, "workload": {**found[0], **workload}}}
@@ -99,6 +100,13 @@ class RunConfig(StrictModel):
                 raise ValueError(
                     "serving.routes of an embedding model: expected embeddings or pooling, by "
                     "which its vectors are proven, and no classify"
+                )
+            return self
+        if self.training.method.makes == "relevance":
+            if routes & POOLING_ROUTES != {"score"}:
+                raise ValueError(
+                    "serving.routes of a reranker: expected score, by which its scores are proven, "
+                    "and no embeddings, pooling or classify"
                 )
             return self
         if routes.isdisjoint(SCORE_ROUTES) or "embeddings" in routes:

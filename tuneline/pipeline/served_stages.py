@@ -81,6 +81,15 @@ def served_stages(config: RunConfig) -> list[Stage]:
             ),
             loadtest,
         ]  # fmt: skip
+    if config.training.method.makes == "relevance":
+        return [
+            Stage(
+                PARITY_SERVED, "Prove the served scores", "served", "relevance-parity",
+                (serving, serving.parity), (RETRIEVAL, served_by), _relevance_served,
+                inputs=served_inputs, prepare=(_require_server,),
+            ),
+            loadtest,
+        ]  # fmt: skip
     if serving.pools:
         return [
             Stage(
@@ -146,6 +155,17 @@ def _vectors_served(line: Line, made: Made, out: Path) -> Artifact:
     return prove_trained_vectors(
         serving.parity, made[RETRIEVAL], line.endpoint(made), out,
         route=serving.vector_route, formats=served_formats(serving, what.model), inputs=what.inputs,
+    )  # fmt: skip
+
+
+def _relevance_served(line: Line, made: Made, out: Path) -> Artifact:
+    from serving import prove_relevance
+
+    serving = line.run.config.serving
+    what = served(line.run, line.base, made)
+    return prove_relevance(
+        serving.parity, made[RETRIEVAL], line.endpoint(made), out,
+        formats=served_formats(serving, what.model), inputs=what.inputs,
     )  # fmt: skip
 
 

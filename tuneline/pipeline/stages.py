@@ -79,10 +79,12 @@ def _evaluation_preferences(line: Line, made: Made, out: Path) -> Artifact:
 
 
 def _evaluation_retrieval(line: Line, made: Made, out: Path) -> Artifact:
-    from training import evaluate_retrieval
+    from training import evaluate_reranking, evaluate_retrieval
 
     config = line.run.config
-    return evaluate_retrieval(
+    by_vectors = config.training.method.makes == "vectors"
+    evaluate = evaluate_retrieval if by_vectors else evaluate_reranking
+    return evaluate(
         config.evaluation, config.training, made[DATASET], line.base, made[ADAPTER], out
     )
 
@@ -148,7 +150,7 @@ def stages(run: Run) -> list[Stage]:
     """Return the stages of a run, in order; the training method decides how its model is judged."""
     method = run.config.training.method
     left_out = set() if method.compares else {PREFERENCES}
-    if method.makes != "vectors":
+    if method.makes not in ("vectors", "relevance"):
         left_out.add(RETRIEVAL)
     if not method.has_expected_answers:
         left_out |= {EVALUATION_BASE, EVALUATION_TUNED, EVALUATION_REPORT, EVALUATION_SERVED}

@@ -22,7 +22,14 @@ from tuneline.pipeline.stage import (
 from tuneline.release.gates.evaluation import COMPARISON_FILE, PREFERENCES_FILE, SCORES_FILE
 from tuneline.release.gates.forgetting import FILE as FORGETTING_FILE
 from tuneline.release.gates.load import REPORT as LOAD_FILE
-from tuneline.release.gates.parity import REWARD_KIND, REWARDS_FILE, VECTOR_KIND, VECTORS_FILE
+from tuneline.release.gates.parity import (
+    RELEVANCE_FILE,
+    RELEVANCE_KIND,
+    REWARD_KIND,
+    REWARDS_FILE,
+    VECTOR_KIND,
+    VECTORS_FILE,
+)
 from tuneline.release.gates.retrieval import SUMMARY_FILE as RETRIEVAL_FILE
 from tuneline.release.proofs import Proofs
 
@@ -70,6 +77,7 @@ VECTORS = {
     "min_cosine": ("least cosine of a vector and the trained model's", ""),
     "max_relative_difference": ("largest difference of a vector", "of its length"),
 }
+RELEVANCE = {"max_relative_difference": REWARDS["max_relative_difference"]}
 LATENCIES = {
     "ttft_s": "TTFT",
     "tpot_s": "TPOT",
@@ -98,6 +106,7 @@ def figures_of(proofs: Proofs) -> list[Figure]:
         *_of_parities(proofs),
         *_of_served(proofs, REWARD_KIND, REWARDS_FILE, REWARDS),
         *_of_served(proofs, VECTOR_KIND, VECTORS_FILE, VECTORS),
+        *_of_served(proofs, RELEVANCE_KIND, RELEVANCE_FILE, RELEVANCE),
         *_of_load(proofs),
     ]
 

@@ -105,7 +105,7 @@ def _notices(release: Release | None) -> tuple[Paragraph, ...]:
     return (*failed, *waived)
 
 
-PROOFS = ("parity", "reward-parity", "trained-vector-parity")
+PROOFS = ("parity", "reward-parity", "trained-vector-parity", "relevance-parity")
 
 
 def _tiles(facts: Facts) -> list[Tile]:

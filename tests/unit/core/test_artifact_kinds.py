@@ -49,6 +49,12 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "nDCG@10 0.250 → 0.750 (difference +0.250 to +0.625), 40 queries, 1000 passages",
     ),
+    "relevance-parity": (
+        {
+            "verdict": "PASS", "num_pairs": 64, "num_lists": 16, "max_relative_difference": 2e-6,
+        },
+        "PASS, 64 pairs of 16 queries, scores within 2e-06 standard deviations",
+    ),
     "trained-vector-parity": (
         {
             "verdict": "PASS", "num_texts": 64, "max_relative_difference": 2e-6,

@@ -11,8 +11,9 @@ from tuneline.core.errors import TamperedError, VerdictError
 from tuneline.core.verdict import Verdict, read_verdict, require_verdict
 
 WITH_VERDICT = (
-    "parity", "reward-parity", "trained-vector-parity", "vector-parity", "score-parity",
-    "load-report", "load-search", "load-sweep", "load-pareto", "load-comparison", "tune", "release",
+    "parity", "reward-parity", "relevance-parity", "trained-vector-parity", "vector-parity",
+    "score-parity", "load-report", "load-search", "load-sweep", "load-pareto", "load-comparison",
+    "tune", "release",
 )  # fmt: skip
 
 

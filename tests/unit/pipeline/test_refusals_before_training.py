@@ -98,6 +98,8 @@ def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(section: str, k
         ("dpo", ["embeddings"], "the proofs of this line ask for text"),
         ("reward", ["score"], "expected pooling or classify, by which its scores are proven"),
         ("reward", ["pooling", "embeddings"], "and no embeddings"),
+        ("reranker", ["classify"], "of a reranker: expected score, by which its scores are"),
+        ("reranker", ["score", "pooling"], "and no embeddings, pooling or classify"),
     ],
 )
 def test_routes_that_the_line_cannot_prove_are_refused(

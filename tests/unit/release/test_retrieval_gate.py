@@ -20,14 +20,17 @@ from tuneline.release.gates.evaluation import judge_evaluation
 from tuneline.release.gates.parity import judge_forms
 from tuneline.release.proofs import Proofs
 
+ROUTES = {"embedding": "embeddings", "reranker": "score"}
 FACTS = {"num_passages": 80, "recipe": "lasttoken pooling, normalized", "dtype": "float32"}
 
 
-def _proofs(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> Proofs:
+def _proofs(
+    folder: Path, rows: list[dict[str, Any]], method: str = "embedding", **changes: Any
+) -> Proofs:
     (folder / "queries.jsonl").write_text("{}\n")
     (folder / "run.yaml").write_text(
         "name: queries\nbase_model: tiny-base\ndata: {path: queries.jsonl}\n"
-        "training: {method: {type: embedding}}\nserving: {routes: [embeddings]}\n"
+        f"training: {{method: {{type: {method}}}}}\nserving: {{routes: [{ROUTES[method]}]}}\n"
     )
     run = load_run(folder / "run.yaml")
     found = compare_ranks([row["ranks"] for row in rows], [row["base_ranks"] for row in rows])
@@ -71,11 +74,19 @@ def test_a_summary_that_the_ranks_contradict_is_refused(
     assert next(iter(changes)) in found.words
 
 
-def test_the_release_of_an_embedding_model_has_its_figures(tmp_path: Path) -> None:
-    proofs = _proofs(tmp_path, _rows(1, 3))
+@pytest.mark.parametrize(
+    ("method", "said"), [("embedding", "gives vectors"), ("reranker", "A reranker gives scores")]
+)
+def test_the_release_of_a_model_that_ranks_has_its_figures(
+    tmp_path: Path, method: str, said: str
+) -> None:
+    proofs = _proofs(tmp_path, _rows(1, 3), method)
     figures = {one.name: one.value for one in figures_of(proofs)}
     assert figures["evaluation.retrieval.ndcg"] == 1.0
     assert figures["evaluation.retrieval.mrr_base"] == pytest.approx(1 / 3)
     assert PARITY_SERVED in {stage.name for stage in proofs.stages}
     found = judge_forms(proofs)
-    assert found.outcome is Outcome.NOT_ASKED and "gives vectors" in found.words
+    assert found.outcome is Outcome.NOT_ASKED and said in found.words
+    assert proofs.run.config.loadtest.workload.route == {"reranker": "rerank"}.get(
+        method, "embeddings"
+    )

@@ -18,6 +18,7 @@ from training.data.formats import row_place
 from training.data.row import Row
 from tuneline.core.errors import ConfigError, DataError
 from tuneline.core.messages import Message, content_of
+from tuneline.models.pairs import pair_reader
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class LengthLimit:
     """`training.eos_token`."""
     prompts: tuple[tuple[str, str], ...] = ()
     """The texts before a `query` and a `document` of an embedding model."""
+    reads_pairs: bool = False
+    """Whether a query is read with each passage, as a reranker reads them."""
     num_sampled_tokens: int = 0
     """Tokens that the model itself adds to a prompt in training; then no answer counts."""
 
@@ -65,6 +68,7 @@ def limit_of(data: DataConfig, folder: Path, training: TrainingConfig) -> Length
         train_on=training.train_on,
         eos_token=training.eos_token,
         prompts=tuple(training.method.prompts(folder).items()),
+        reads_pairs=training.method.makes == "relevance",
         num_sampled_tokens=training.method.num_sampled_tokens,
     )
 
@@ -158,9 +162,13 @@ def num_tokens(row: Row, limit: LengthLimit) -> int:
 
 
 def _num_text_tokens(row: Row, limit: LengthLimit) -> int:
-    """Return the tokens of a query or its longest passage; each is a sequence of its own."""
+    """Return the tokens of a query or its longest passage, each a sequence of its own; of a
+    reranker, those of the longest pair."""
     tokenizer, _ = _tokenizer(limit)
     positives, negatives = row.passages
+    if limit.reads_pairs:
+        read = pair_reader(limit.folder, tokenizer)
+        return max(len(read(row.query, one).input_ids) for one in (*positives, *negatives))
     sides = {"query": [row.query], "document": [*positives, *negatives]}
     prompts = dict(limit.prompts)
     return max(

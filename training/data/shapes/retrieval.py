@@ -1,4 +1,4 @@
-"""A query with passages that answer it, and passages that do not: texts for an embedding model.
+"""A query with passages that answer it, and passages that do not, for models that rank.
 
 The names of the columns are those of sentence-transformers (`anchor`, `positive`, `negative`),
 FlagEmbedding (`query`, `pos`, `neg`) and Tevatron (`query`, `positive_passages`,

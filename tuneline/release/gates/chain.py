@@ -14,8 +14,8 @@ from tuneline.release.proofs import Proofs
 
 REQUIRED = "every artifact is whole, and was made from the artifacts before it"
 JUDGED = (
-    "evaluation", "evaluation-report", "forgetting", "load-report", "parity", "reward-parity",
-    "retrieval", "trained-vector-parity",
+    "evaluation", "evaluation-report", "forgetting", "load-report", "parity",
+    "relevance-parity", "reward-parity", "retrieval", "trained-vector-parity",
 )  # fmt: skip
 """Kinds with a gate of their own, which fails if they are missing."""
 

@@ -23,6 +23,11 @@ VECTOR_KIND = "trained-vector-parity"
 VECTORS_FILE = "vectors.json"
 
 
+RELEVANCE_KIND = "relevance-parity"
+"""The kind of the proof of a reranker."""
+RELEVANCE_FILE = "relevance.json"
+
+
 def judge_forms(proofs: Proofs) -> Finding:
     """Check that the parity of every exported form is PASS."""
     names = [name for name in proofs.names_of("parity") if name != PARITY_SERVED]
@@ -32,6 +37,8 @@ def judge_forms(proofs: Proofs) -> Finding:
     if proofs.names_of(VECTOR_KIND):
         words = "An embedding model gives vectors, which are compared as served."
         return not_asked(required, words)
+    if proofs.names_of(RELEVANCE_KIND):
+        return not_asked(required, "A reranker gives scores, which are compared as served.")
     return _judge(proofs, names or [PARITY_MERGED], required)
 
 
@@ -53,6 +60,8 @@ def judge_served_parity(proofs: Proofs) -> Finding:
         return _judge_rewards(proofs)
     if proofs.made[PARITY_SERVED].kind == VECTOR_KIND:
         return _judge_vectors(proofs)
+    if proofs.made[PARITY_SERVED].kind == RELEVANCE_KIND:
+        return _judge_relevance(proofs)
     return _judge(proofs, [PARITY_SERVED], required)
 
 
@@ -99,6 +108,27 @@ def _judge_vectors(proofs: Proofs) -> Finding:
         if problems
         else f"The vectors are the trained model's: {observed}.",
         hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, VECTORS_FILE),),
+        reasons=[reason_of(problem) for problem in problems],
+    )  # fmt: skip
+
+
+def _judge_relevance(proofs: Proofs) -> Finding:
+    """Compare the served scores of queries with passages with those of the trained reranker."""
+    required = "the served scores are the trained model's, within the limit of the number format"
+    if RETRIEVAL not in proofs.made:
+        return missing(proofs, RETRIEVAL, required)
+    from serving import recheck_relevance
+
+    problems = recheck_relevance(proofs.made[PARITY_SERVED], proofs.made[RETRIEVAL])
+    found = proofs.read(PARITY_SERVED, RELEVANCE_FILE)
+    differ = f"{found['max_relative_difference']:.2g} standard deviations"
+    observed = f"{found['num_pairs']} pairs, scores within {differ}"
+    return judged(
+        not problems, required, observed,
+        f"Not the trained model: {'; '.join(problems)}."
+        if problems
+        else f"The scores are the trained model's: {observed}.",
+        hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, RELEVANCE_FILE),),
         reasons=[reason_of(problem) for problem in problems],
     )  # fmt: skip
 

@@ -139,6 +139,12 @@ def _ranked(found: dict[str, Any]) -> Block:
         f"{found['num_queries']} held-out queries, each ranks {count(found['num_passages'])} "
         "passages by cosine"
     )
+    if "base_order" in found:
+        caption = (
+            f"{found['num_queries']} held-out queries rank their own passages, "
+            f"{count(found['num_passages'])} in all; the base's order is that of "
+            f"{found['base_order']}"
+        )
     return Table(caption, columns, tuple(rows))
 
 

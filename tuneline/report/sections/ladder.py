@@ -50,6 +50,8 @@ def ladder_section(facts: Facts) -> Section | None:
         return _rewards(facts, *scores[0])
     if vectors := facts.of_kind("trained-vector-parity"):
         return _vectors(facts, *vectors[0])
+    if relevance := facts.of_kind("relevance-parity"):
+        return _relevance(facts, *relevance[0])
     if not found:
         stages = [stage for stage in facts.absent if stage.startswith("parity-")]
         return absent_section("parity", TITLE, facts, stages)
@@ -103,6 +105,24 @@ def _vectors(facts: Facts, stage: str, proof: Artifact) -> Section:
     if found["problems"]:
         blocks.append(Listing(tuple(found["problems"])))
     return Section("parity", "Served vectors", tuple(blocks), facts.sources(stage), facts.up)
+
+
+def _relevance(facts: Facts, stage: str, proof: Artifact) -> Section:
+    """Return the served scores of a reranker against the trained model's."""
+    found = proof.manifest.metrics
+    pairs: tuple[tuple[str, Text], ...] = (
+        ("verdict", verdict_badge(found["verdict"])),
+        ("queries with passages", f"{found['num_pairs']} pairs of {found['num_lists']} queries"),
+        ("largest difference of a score", f"{found['max_relative_difference']:.2g} standard "
+         f"deviations of all scores; at most {found['limit']:g} is allowed"),
+        ("lists with the trained count of tokens", f"{found['num_equal_token_counts']} of "
+         f"{found['num_lists']}"),
+    )  # fmt: skip
+    said = Paragraph("Scores through the API against those of the trained reranker.")
+    blocks: list[Block] = [said, Pairs(pairs)]
+    if found["problems"]:
+        blocks.append(Listing(tuple(found["problems"])))
+    return Section("parity", "Served scores", tuple(blocks), facts.sources(stage), facts.up)
 
 
 def _proof(artifact: Artifact) -> Proof:

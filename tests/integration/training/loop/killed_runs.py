@@ -58,6 +58,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "embedding": ("query", {
         **DROPOUT, **TWICE, "dataloader_num_workers": 2, "method": {"type": "embedding"},
     }),
+    "reranker": ("candidates", {
+        **DROPOUT, **TWICE, "dataloader_num_workers": 2, "method": {"type": "reranker"},
+    }),
     "kto": ("label", {**TWICE, "method": {"type": "kto"}}),
     "grpo": ("long_prompt", {
         "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
@@ -150,7 +153,17 @@ def main(folder: Path, names: list[str]) -> None:
     from tests.integration.training.tiny import make_base
     from training.config import TrainingConfig
     from training.loop import shared_rows
-    from training.methods import distillation, dpo, embedding, grpo, kto, orpo, reward, sft  # noqa: F401
+    from training.methods import (  # noqa: F401
+        distillation,
+        dpo,
+        embedding,
+        grpo,
+        kto,
+        orpo,
+        reranker,
+        reward,
+        sft,
+    )
     from training.train import train_adapter
     from tuneline.models.source import resolve_model
 

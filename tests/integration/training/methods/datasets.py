@@ -99,9 +99,16 @@ def query(index: int) -> Row:
     return query_row(words.upper(), [words], [f"{WORDS[index % 8]} nothing"] * (index % 3 == 0))
 
 
+def candidates(index: int) -> Row:
+    """A query in capitals with its passage and one or two others, for a reranker."""
+    right, *wrong = (f"{WORDS[(index + step) % 8]} {index}" for step in (0, 1, 3))
+    return query_row(right.upper(), [right], wrong[: 1 + index % 2])
+
+
 KINDS: dict[str, Callable[[int], Row]] = {
     "answer": answer, "uneven": uneven, "preference": pair, "label": labelled, "prompt": prompt,
     "solved": solved, "long_pair": long_pair, "long_prompt": long_prompt, "query": query,
+    "candidates": candidates,
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ def test_one_loss_may_be_written_without_a_list() -> None:
 LEARNING_RATES = {
     "dpo": 2e-5, "orpo": 5e-5, "kto": 2e-5, "grpo": 1e-5, "distillation": 1e-5, "reward": 1e-4,
     "embedding": 1e-4,
+    "reranker": 1e-4,
 }  # fmt: skip
 REQUIRED = {
     "grpo": {"reward_funcs": "a.py:f"}, "distillation": {"teacher_model_name_or_path": "large"},
