@@ -235,7 +235,7 @@ class _EmbeddingTrainer(Trainer):  # type: ignore[misc]
         name = next((f"{part}accuracy" for part in ("eval_", "") if f"{part}loss" in logs), None)
         if name and self.counted:
             right, pairs = (sum(one) for one in zip(*self.counted, strict=True))
-            logs = {**logs, name: right / pairs}
+            logs[name] = right / pairs  # the caller's own: it chooses the best checkpoint by them
             self.counted = []
         super().log(logs, start_time)
 

@@ -197,7 +197,10 @@ def _bert(folder: Path, *, dropout: float = 0.0) -> Path:
 def test_an_embedding_model_learns_and_makes_the_vectors_that_its_folder_says(
     base: ModelSource, dataset: Artifact, tmp_path: Path
 ) -> None:
-    config = _config(method={"type": "embedding", "query_prompt": "ask: "}, num_train_epochs=10)
+    config = _config(
+        method={"type": "embedding", "query_prompt": "ask: "}, num_train_epochs=10,
+        load_best_model_at_end=True, metric_for_best_model="eval_accuracy",
+    )  # fmt: skip
     trained = train_adapter(config, dataset, base, tmp_path / "adapter")
     metrics = trained.manifest.metrics
     assert metrics["eval_accuracy"] > metrics["eval_accuracy_before"]
