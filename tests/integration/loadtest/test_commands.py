@@ -222,7 +222,7 @@ def test_shards_merge_into_one_report(known: Any, tmp_path: Path) -> None:
     # Long enough for both to come up, by this machine's own pace.
     began_s = time.monotonic()
     subprocess.run([sys.executable, "-c", "import loadtest.shards.shard, tuneline.cli"], check=True)
-    start = str(time.time() + 6 + 10 * (time.monotonic() - began_s))
+    start = str(time.time() + 6 + 6 * (time.monotonic() - began_s))
     load = ("--rate", "40", "--requests", "40", *FAST, "--start-at", start)
     commands = [
         [
@@ -232,7 +232,7 @@ def test_shards_merge_into_one_report(known: Any, tmp_path: Path) -> None:
         for number in range(2)
     ]  # fmt: skip
     running = [subprocess.Popen(c, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}) for c in commands]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    assert [process.wait(timeout=400) for process in running] == [0, 0]
     done = tuneline("join", "shard0", "shard1", "--out", "merged", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (scenario,) = json.loads(done.stdout)["report"]["scenarios"]
@@ -266,7 +266,7 @@ def test_pods_that_share_a_folder_begin_together_and_leave_one_report(
         )
         for command in commands
     ]
-    (report, said), (part, _) = [process.communicate(timeout=120) for process in running]
+    (report, said), (part, _) = [process.communicate(timeout=400) for process in running]
     skip_on_a_host_that_takes_the_cpu(running[0].returncode, said)
     assert [process.returncode for process in running] == [0, 0]
     assert json.loads(part)["kind"] == "load-shard"
