@@ -38,7 +38,9 @@ def show_data(
     row = next((row for row in rows if counts.num_read >= number), None)
     where = ", ".join(source.config.path for source in sources)
     if row is None and counts.num_read < number:
-        raise DataError(f"{where}: has {counts.num_read:,} rows; expected a row {number:,}")
+        raise DataError(
+            f"{where}: has no row {number:,}; expected a row from 1 to {counts.num_read:,}"
+        )
     if row is None or counts.num_read > number:
         for _ in rows:  # its problem is raised after the last row
             pass

@@ -97,7 +97,9 @@ def stream_rows(
                 hint='Such as: {"instruction": "…", "input": "…", "output": "…"}',
             )
     if num_problems > len(problems):
-        problems.append(f"… and {num_problems - len(problems)} more lines with problems")
+        num_more = num_problems - len(problems)
+        lines = "line" if num_more == 1 else "lines"
+        problems.append(f"… and {num_more} more {lines} with problems")
     if problems and num_problems == counts.num_read:
         raise DataError(problems, hint=hint)
     if problems and bad_rows == "refuse":

@@ -98,7 +98,12 @@ def open_source(config: SourceConfig, relative_to: Path, key: str) -> Source:
         return Source(config, _folder_files(path, config.split, key), key)
     unused = [n for n in ("split", "config", "revision") if getattr(config, n) is not None]
     if unused:
-        raise DataError(f"{key}: {path} is one file; data.{unused[0]} has no meaning for a file")
+        # A command without a run.yaml has the keys as options.
+        name = f"data.{unused[0]}" if key.startswith("data.") else f"--{unused[0]}"
+        raise DataError(
+            f"{key}: {path} is one file; {name} is for a folder or a dataset of the Hub",
+            hint=f"Leave out {name}.",
+        )
     return Source(config, (path,), key)
 
 

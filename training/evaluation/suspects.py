@@ -48,9 +48,11 @@ def find_suspects(evaluation: Artifact, num_rows: int = 20) -> list[Suspect]:
     """
     predictions = _read(evaluation)
     if all(prediction.nats is None for prediction in predictions):
+        measured = evaluation.manifest.metrics.get("metrics") or {"exact_match": None}
+        names = ",".join([*measured, "nats"])
         raise ConfigError(
             f"{evaluation.path}: has no losses of the expected answers; expected the metric nats",
-            hint="Try: tuneline evaluate with --set evaluation.metrics=[exact_match,nats]",
+            hint=f"Try: tuneline evaluate RUN.yaml --set 'evaluation.metrics=[{names}]'",
         )
     suspects = [
         Suspect(

@@ -68,6 +68,9 @@ def _history(trials: Trials, config: SearchConfig, path: Path) -> None:
     axes.set_xlabel("trial, in the order of their start")
     axes.set_ylabel(config.metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Trials that were interrupted leave gaps in the numbers.
+    names = {float(place): str(number) for number, place in places.items()}
+    axes.xaxis.set_major_formatter(lambda place, _: names.get(place, ""))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, metadata={"Software": None})

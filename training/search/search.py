@@ -22,6 +22,7 @@ from training.search.study import (
     counts,
     named_database,
     next_trial,
+    num_points,
     open_study,
     point_folder,
     study_lock,
@@ -64,9 +65,13 @@ def search_settings(
     with named_database(folder):
         study = open_study(config, folder, facts, first)
         study.pruner = _pruner(config)
+        num_tried = 0
         while (started := next_trial(study, config, folder)) is not None:
             with started.lock:
                 _run_trial(study, config, folder, started, objective)
+            num_tried += 1
+        if not num_tried:
+            logger.info("nothing is left to try of %d points", num_points(config))
         with study_lock(folder):
             trials = _ranked(study, config, folder)
             on_end(trials)
@@ -126,7 +131,8 @@ def _run_trial(
         if not math.isfinite(value):
             state, reason, value = TrialState.FAIL, f"{config.metric} is {value}", None
     except optuna.TrialPruned:
-        state, reason = TrialState.PRUNED, f"pruned after {number} held-out measurements"
+        noun = "measurement" if number == 1 else "measurements"
+        state, reason = TrialState.PRUNED, f"pruned after {number} held-out {noun}"
     except (ConfigError, DataError, VerdictError, GpuMemoryError, torch.OutOfMemoryError) as error:
         state, reason = TrialState.FAIL, str(error)
     except BaseException:  # the process ends, but its point did not kill it
@@ -138,13 +144,16 @@ def _run_trial(
     with study_lock(folder):
         study.tell(trial, value, state=state)
         best = _best(study)
+        ended = [t for t in study.get_trials(deepcopy=False) if counts(t) and t.state.is_finished()]
         for other in (folder / "points").glob("*"):
             if not _is_kept(study, config, other, best):
                 _keep_curves(other, folder / TRACKING / other.name)
                 shutil.rmtree(other)
     is_best = best is not None and trial.number == best.number
     said = f"{config.metric} {value:.6g}" if value is not None else str(reason).split("\n")[0]
-    logger.info("trial %d: %s%s", trial.number, said, ", the best" if is_best else "")
+    said += ", the best" if is_best else ""
+    num_ended, num_all = len(ended), num_points(config)
+    logger.info("trial %d: %s; %d of %d points are done", trial.number, said, num_ended, num_all)
 
 
 def _keep_curves(point: Path, place: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tuneline.commands.option_values import open_run
 from tuneline.commands.options import AsJson, NewRun, Overrides, RunFile, RunsDir
 from tuneline.commands.printing import emit, set_goes_on
@@ -38,5 +40,6 @@ def search(
         values = ", ".join(f"{name}={value}" for name, value in trial["values"].items())
         lines.append(f"{value:>{max(14, len(metric))}}  {trial['number']:>5}  {values}")
     lines += [f"plot: {path}" for path in found.plots]
-    lines.append(f"best run: {found.winner}")
+    winner = replace(run, path=found.winner, overrides=())  # the new file has them
+    lines += [f"best run: {found.winner}", f"Next: {winner.command('up')}"]
     emit(document, lines, as_json)

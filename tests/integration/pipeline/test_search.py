@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.commands import tuneline_here
 from tests.integration.pipeline.small_line import tuneline, write_run
 from training.config import TrainingConfig
 from training.search.figures import training_figures
@@ -59,6 +61,9 @@ def test_the_best_point_is_written_as_a_run_that_is_trained(tmp_path: Path) -> N
     again = tuneline(run, "search")  # every point was tried: nothing is trained
     assert json.loads(again.stdout)["trials"] == document["trials"]
     assert "trial" not in again.stderr
+    plain = tuneline_here("search", str(run), "--runs-dir", str(tmp_path / "runs"))
+    command = ["tuneline", "up", str(winner), "--runs-dir", str(tmp_path / "runs")]
+    assert plain.stdout.splitlines()[-1] == f"Next: {shlex.join(command)}"
 
 
 @pytest.mark.parametrize(

@@ -159,12 +159,17 @@ def scripts() -> list[Found]:
 
 
 def snippets(*languages: str) -> list[Found]:
-    """Return every block of code in one of the languages, such as `yaml`."""
+    """Return every block of code in one of the languages, such as `yaml`.
+
+    An indented block counts as YAML if it begins with a section of run.yaml.
+    """
     found = []
-    block = rf"^ *```(?:{'|'.join(languages)})\n(.*?)^ *```"
+    blocks = [rf"(?ms)^ *```(?:{'|'.join(languages)})\n(.*?)^ *```"]
+    if "yaml" in languages:
+        blocks.append(rf"(?m)(?<=\n\n)((?= {{4}}(?:{'|'.join(SECTIONS)}):\n)(?: {{4}}.*\n)+)")
     for page in PAGES:
         text = page.read_text("utf-8")
-        for match in re.finditer(block, text, re.DOTALL | re.MULTILINE):
+        for match in (m for block in blocks for m in re.finditer(block, text)):
             code = textwrap.dedent(match[1])
             found.append(Found(_name(page), text.count("\n", 0, match.start()) + 1, code))
     return found

@@ -58,7 +58,7 @@ def test_pages_name_enough_to_check() -> None:
     assert len(pages.paths()) > 60
     assert len(pages.commands()) > 50
     assert len(pages.links()) > 30
-    assert len(pages.snippets("yaml")) >= 4
+    assert len(pages.snippets("yaml")) >= 20
     assert len(pages.modules()) >= 2
 
 

@@ -57,6 +57,7 @@ def _draw_findings(axes: Any, report: dict[str, Any]) -> None:
     axes.invert_yaxis()
     # A few findings among thousands stay visible on a logarithmic axis that begins at zero.
     axes.set_xscale("symlog", linthresh=1)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlim(0, max(at.max(initial=0) * 3, 10))
     axes.set(xlabel="rows with findings", title="Findings by check")
     axes.grid(axis="x", alpha=0.3)
@@ -68,12 +69,17 @@ def _num_kept(check: dict[str, Any]) -> int:
 
 
 def _draw_lengths(axes: Any, checked: Checked) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     values = checked.whole.characters[checked.whole.kept(False)]
     least = max(int(values.min(initial=1 << 31)), 1) if len(values) else 1
     bins = np.geomspace(least, max(int(values.max(initial=1)), least + 1), 40)
     for column, label, color in ((0, "prompt", "#2563eb"), (1, "answer", "#059669")):
         axes.hist(values[:, column].clip(least), bins=bins, label=label, color=color, alpha=0.55)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="characters", ylabel="training rows", title="Lengths")
     axes.grid(alpha=0.3)
     axes.legend()

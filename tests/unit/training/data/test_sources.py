@@ -78,7 +78,7 @@ def test_files_that_do_not_fit_are_an_error(
     ("path", "options", "problem"),
     [
         ("none.csv", {}, "data.path: no such file"),
-        ("rows.jsonl", {"split": "test"}, "data.split has no meaning for a file"),
+        ("rows.jsonl", {"split": "test"}, "data.split is for a folder or a dataset"),
         ("rows.jsonl/x", {}, "cannot be read: Not a directory"),
         ("saved", {}, "has Arrow files of datasets' save_to_disk"),
     ],
@@ -92,6 +92,14 @@ def test_a_path_that_is_no_source_is_an_error(
     with pytest.raises(DataError) as caught:
         open_source(SourceConfig(path=path, **options), tmp_path, "data.path")
     assert problem in caught.value.message
+
+
+def test_a_command_names_its_option_and_not_a_key(tmp_path: Path) -> None:
+    _write(tmp_path / "rows.jsonl", ("a", "b"))
+    with pytest.raises(DataError) as caught:
+        open_source(SourceConfig(path="rows.jsonl", split="test"), tmp_path, "FILE")
+    assert "--split is for a folder" in caught.value.message
+    assert caught.value.hint == "Leave out --split."
 
 
 def test_a_name_of_the_hub_without_its_mark_gets_a_hint(tmp_path: Path) -> None:

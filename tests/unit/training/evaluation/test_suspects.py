@@ -62,8 +62,9 @@ def test_excerpts_are_short_and_without_personal_data(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_without_losses_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected the metric nats"):
+    with pytest.raises(ConfigError, match="expected the metric nats") as caught:
         find_suspects(evaluation(tmp_path, prediction("Email", "Network", None)))
+    assert "RUN.yaml --set 'evaluation.metrics=[exact_match,nats]'" in str(caught.value.hint)
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_row_of_a_file_is_printed_with_marks_and_ids(
 
 def test_a_row_that_is_not_there_is_refused(tmp_path: Path) -> None:
     path, base = _file(tmp_path), resolve_model("tiny-base")
-    with pytest.raises(DataError, match="has 2 rows; expected a row 3") as caught:
+    with pytest.raises(DataError, match="has no row 3; expected a row from 1 to 2") as caught:
         show_data(DataConfig(path=str(path)), TrainingConfig(), base, 3, Path())
     assert caught.value.exit_code == 2
 

@@ -108,6 +108,19 @@ def test_a_point_that_gets_further_each_time_is_not_given_up(tmp_path: Path) -> 
     assert (trial["state"], trial["value"]) == ("complete", 1.0)
 
 
+def test_the_end_of_a_trial_says_how_many_points_are_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        _search(tmp_path, _config(GRID))
+    ended = [text.split("; ")[1] for text in caplog.messages if "points are done" in text]
+    assert ended == [f"{number} of 5 points are done" for number in range(1, 6)]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        _search(tmp_path, _config(GRID))
+    assert caplog.messages == ["nothing is left to try of 5 points"]
+
+
 def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     small = _config(GRID, sampler="tpe", num_trials=50)
     found = _search(tmp_path, small)
@@ -138,7 +151,7 @@ def test_worse_held_out_losses_than_the_median_prune(tmp_path: Path) -> None:
     states = {trial["values"]["x"]: trial["state"] for trial in trials}
     assert states[1] == "complete" and states[5] == "pruned"
     pruned = [trial for trial in trials if trial["state"] == "pruned"]
-    assert {trial["reason"] for trial in pruned} == {"pruned after 1 held-out measurements"}
+    assert {trial["reason"] for trial in pruned} == {"pruned after 1 held-out measurement"}
 
 
 @pytest.mark.parametrize(
