@@ -95,7 +95,9 @@ def commands() -> list[Found]:
 
 def arguments(command: str) -> list[str]:
     """Return the arguments of a command line, with notation for choices made concrete."""
-    plain = re.sub(r"[\[\]]", "", command.split(" # ")[0]).replace("UNIX_S", "0")
+    # Brackets mark what may be left out, except for those of a quoted list.
+    told = command.split(" # ")[0].replace("UNIX_S", "0")
+    plain = re.sub(r"('[^']*')|[\[\]]", lambda match: match[1] or "", told)
     words = [word.split("|")[0] for word in shlex.split(plain, comments=True)]
     return [word for word in words[1:] if word not in ("...", "…")]
 

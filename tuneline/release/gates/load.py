@@ -28,6 +28,14 @@ REQUIRED = (
     "run's own limits"
 )
 REPORT = "report.json"
+NEEDED = "; a verdict needs"
+
+
+def _brief(problem: str) -> str:
+    """Return a missed objective without its interval, which the load report has."""
+    figure, mark, reason = problem.partition(" (N = ")
+    _, needs, num_needed = reason.partition(NEEDED)
+    return figure + needs + num_needed if mark else problem
 
 
 def judge_load(proofs: Proofs) -> Finding:
@@ -46,7 +54,7 @@ def judge_load(proofs: Proofs) -> Finding:
     reasons = [reason for reason, of_reason in found.items() if of_reason]
     if report.verdict is not Verdict.PASS:
         missed = report.problems or [f"verdict {report.verdict}"]
-        problems += missed
+        problems += [_brief(problem) for problem in missed]
         reasons += [reason_of(problem) for problem in missed]
     config = loadtest_config(proofs.run)
     slos = {scenario.name: scenario.slo or config.slo for scenario in config.scenarios}
