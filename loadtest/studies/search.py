@@ -22,15 +22,13 @@ from loadtest.studies.judgeable_objectives import require_objective
 from loadtest.studies.knee import find_knee
 from loadtest.studies.load import Axis, Load, arrivals_of, unit_of
 from loadtest.studies.schema import Capacity, SearchReport
-from loadtest.studies.tries import MOST_REQUESTS, CannotTell, OutOfTime, Tries
-from tuneline.core.artifact import Artifact, Input, canonical_digest, new_artifact, open_artifact
+from loadtest.studies.tries import MOST_REQUESTS, CannotTell, OutOfTime, Tries, prompts_digest
+from tuneline.core.artifact import Artifact, Input, new_artifact, open_artifact
 from tuneline.core.documents import write_document
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.environment import environment_facts
 from tuneline.core.errors import ConfigError
-from tuneline.core.files import file_sha256
 from tuneline.core.messages import ChatPrompt
-from tuneline.core.recorded import recorded_files
 from tuneline.core.verdict import Verdict
 
 MAX_CONFIRMATIONS = 5
@@ -186,12 +184,7 @@ def _resolved(
     }
     if options.resume_key is None:
         return found
-    path = config.workload.path
-    asked = canonical_digest(list(prompts))
-    if path is not None and path.exists():
-        files = recorded_files(path) if path.is_dir() else [path]
-        asked = canonical_digest([file_sha256(one) for one in files])
-    return {**found, "server": options.resume_key, "prompts": asked}
+    return {**found, "server": options.resume_key, "prompts": prompts_digest(config, prompts)}
 
 
 def _metrics(report: SearchReport) -> dict[str, Any]:

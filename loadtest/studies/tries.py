@@ -16,10 +16,13 @@ from loadtest.studies.bracket import Outcome
 from loadtest.studies.load import Axis, Load, arrivals_of
 from loadtest.studies.measure_load import measure_load, summarize_load
 from loadtest.studies.schema import Probe
+from tuneline.core.artifact import canonical_digest
 from tuneline.core.disk import replace_file
 from tuneline.core.endpoint import Endpoint
+from tuneline.core.files import file_sha256
 from tuneline.core.messages import ChatPrompt
 from tuneline.core.progress import logger
+from tuneline.core.recorded import recorded_files
 from tuneline.core.verdict import Verdict
 
 MOST_REQUESTS = 10
@@ -129,6 +132,15 @@ class Tries:
             self._kept.append({"note": note, "probe": probe.model_dump(mode="json")})
             _write_journal(self.journal, self._kept)
         return probe
+
+
+def prompts_digest(config: LoadTestConfig, prompts: Sequence[ChatPrompt]) -> str:
+    """Return a digest of what a study asks: of the workload's files, or of the prompts."""
+    path = config.workload.path
+    if path is None or not path.exists():
+        return canonical_digest(list(prompts))
+    files = recorded_files(path) if path.is_dir() else [path]
+    return canonical_digest([file_sha256(one) for one in files])
 
 
 def _read_journal(path: Path) -> list[tuple[dict[str, Any], Probe]]:

@@ -153,6 +153,8 @@ def sweep(
 ) -> None:
     """Measure several rates, numbers of streams or servers, and draw latency and throughput.
 
+    A sweep of rates or streams that was killed goes on after its last load.
+
     With --servers, each server of the list serves the run in turn. The picture has tokens/s per
     user against tokens/s of the server.
     """
@@ -170,6 +172,7 @@ def sweep(
         of_axis = _loads_of(rates, concurrencies)
         out_dir = required(out, "--out")
         with load_target(chosen) as target:
+            set_goes_on()
             measured = sweep_loads(
                 target.config,
                 target.endpoint,
@@ -177,6 +180,7 @@ def sweep(
                 prompts=target.prompts,
                 inputs=target.inputs,
                 num_requests=300 if requests is None else requests,
+                resume_key=target.server_key,
                 **of_axis,
             )
     emit_artifact(measured, as_json)

@@ -10,7 +10,7 @@ import pytest
 
 from loadtest.config import SLO
 from loadtest.report.formats import report_text
-from loadtest.studies import tries
+from loadtest.studies import sweep, tries
 from loadtest.studies.judgeable_objectives import require_objective
 from loadtest.studies.load import Load
 from loadtest.studies.measure_load import measure_load, summarize_load
@@ -321,6 +321,40 @@ def test_a_sweep_measures_every_rate(known: Any, tmp_path: Path) -> None:
         sweep_loads(
             config(), known.endpoint, tmp_path / "t", prompts=PROMPTS, axis="rate", values=[]
         )
+
+
+def test_a_sweep_that_was_killed_goes_on(known: Any, tmp_path: Path) -> None:
+    settings = config(slo={"ttft_s": {"p50": 0.5}})
+
+    def measure() -> dict[str, Any]:
+        return report_of(
+            sweep_loads(settings, known.endpoint, tmp_path / "s", prompts=PROMPTS, axis="rate",
+                        values=[50, 80, 100], num_requests=40, resume_key="known")
+        )  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "measure_load", _killed_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            measure()
+    draft = tmp_path / ".s.partial"
+    journal = draft / ".journal.jsonl"
+    first, fifty, eighty = journal.read_text().splitlines()
+    num_before = len(known.truths())
+    # Of the second load, the records are damaged.
+    with (draft / "records-rate-80.npz").open("ab") as file:
+        file.write(b"x")
+    report = measure()
+    # The last two were sent, each with its warm-up.
+    assert len(known.truths()) - num_before == 2 * (40 + 5)
+    assert [probe["rate_rps"] for probe in report["probes"]] == [50, 80, 100]
+    assert report["probes"][0] == json.loads(fifty)["probe"]
+    assert report["scenarios"][0] == json.loads(fifty)["scenario"]
+    assert report["scenarios"][1] != json.loads(eighty)["scenario"]
+    assert not list((tmp_path / "s").glob(".*"))
+    assert {path.name for path in (tmp_path / "s").glob("records-*")} == {
+        "records-rate-50.npz", "records-rate-80.npz", "records-rate-100.npz"
+    }  # fmt: skip
+    assert json.loads(first).keys() == {"key"}
 
 
 def test_a_rate_with_many_streams_is_judged_by_as_many_requests_as_that_takes(
