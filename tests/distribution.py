@@ -9,7 +9,8 @@ import pytest
 # The tests that take longest come first, so that no worker ends long after the others. Load tests
 # come before the servers, which would take the processor from their clients.
 FIRST = (
-    "tests/e2e/line/", "tests/integration/loadtest/", "tests/e2e/k8s/", "tests/e2e/serving/",
+    "tests/e2e/line/test_damages.py", "tests/e2e/line/test_line.py",
+    "tests/integration/loadtest/", "tests/e2e/k8s/", "tests/e2e/serving/", "tests/e2e/line/",
     "tests/integration/training/loop/", "tests/integration/pipeline/", "tests/unit/k8s/",
     "tests/integration/",
 )  # fmt: skip
@@ -17,7 +18,7 @@ FIRST = (
 # Each line is run by one worker, since its files share what takes long to make.
 TOGETHER: tuple[tuple[str, ...], ...] = (
     # A finished line and its server.
-    ("tests/e2e/line/",),
+    ("tests/e2e/line/test_damages.py", "tests/e2e/line/test_line.py"),
     # One server.
     ("tests/e2e/serving/test_vllm.py", "tests/e2e/serving/test_clients.py"),
     # vLLM, imported.
