@@ -13,7 +13,6 @@ import pytest
 from tests.browser import chromium
 from tests.distribution import order, scheduler
 from tests.skips import unexpected_skips
-from tests.template import fork_workers
 from tests.timing import MOST_AGAIN, measures_time
 from tuneline.core.progress import logger
 
@@ -49,12 +48,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return scheduler(config, log) if config.getoption("dist") == "loadfile" else None
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(config: pytest.Config, specs: Any) -> None:
-    """Fork the workers from one process; `tests/template.py` says why."""
-    config.stash[TEMPLATE] = fork_workers(specs, config.args)
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that skipped a test for a reason that `tests/skips.py` does not list, or in which
     too many tests of time ran once more."""
@@ -85,7 +78,6 @@ def pytest_terminal_summary(
 
 
 SKIPS = pytest.StashKey[tuple[int, list[str]]]()
-TEMPLATE = pytest.StashKey[subprocess.Popen[bytes] | None]()
 
 
 @pytest.fixture(autouse=True)
