@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import openai
 import pytest
@@ -162,35 +164,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Traces:
-    """A collector of OpenTelemetry: the spans that the server has sent, by gRPC."""
+class Traces(NamedTuple):
+    """A collector of OpenTelemetry, and the file of the spans that it has got."""
 
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        self.address = ""
+    address: str
+    path: Path
 
-    def Export(self, request: Any, _context: Any) -> Any:
-        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
-
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                self.spans += scope.spans
-        return trace_service_pb2.ExportTraceServiceResponse()
+    def spans(self) -> list[dict[str, Any]]:
+        lines = self.path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # written whole
 
 
 @pytest.fixture(scope="session")
-def traces() -> Iterator[Traces]:
-    import grpc  # type: ignore[import-untyped]
-    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
-
-    collector = Traces()
-    server = grpc.server(ThreadPoolExecutor(2))
-    add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
-    add(collector, server)
-    collector.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    yield collector
-    server.stop(None)
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traces]:
+    path = tmp_path_factory.mktemp("traces") / "spans.jsonl"
+    path.touch()
+    program = Path(__file__).with_name("collector.py")
+    with subprocess.Popen(
+        [sys.executable, str(program), str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        yield Traces(process.stdout.readline().strip(), path)
+        process.stdin.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -258,9 +259,12 @@ def test_a_trace_has_the_id_of_the_request_and_the_client_s_trace(
     )  # fmt: skip
     assert answer.usage is not None
     deadline_s = time.monotonic() + 60  # the exporter sends every five seconds
-    while not (found := [span for span in traces.spans if span.trace_id.hex() == trace_id]):
-        assert time.monotonic() < deadline_s, [span.name for span in traces.spans]
+    # JSON of protobuf has bytes in base64, and numbers of 64 bits as text.
+    sent_id = base64.b64encode(bytes.fromhex(trace_id)).decode()
+    while not (found := [span for span in traces.spans() if span["trace_id"] == sent_id]):
+        assert time.monotonic() < deadline_s, [span["name"] for span in traces.spans()]
         time.sleep(0.1)  # polls; nothing is timed by it
-    facts = {entry.key: entry.value for span in found for entry in span.attributes}
-    assert "order-17" in facts["gen_ai.request.id"].string_value
-    assert facts["gen_ai.usage.completion_tokens"].int_value == answer.usage.completion_tokens
+    facts = {entry["key"]: entry["value"] for span in found for entry in span["attributes"]}
+    assert "order-17" in facts["gen_ai.request.id"]["string_value"]
+    num_tokens = int(facts["gen_ai.usage.completion_tokens"]["int_value"])
+    assert num_tokens == answer.usage.completion_tokens

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,28 +36,36 @@ def test_an_error_in_the_block_frees_the_lock(tmp_path: Path) -> None:
     assert _is_free(path)
 
 
+LOCK_AND_FORK = """
+import os, pathlib, signal, sys, time
+from tuneline.core.lock import locked_file
+with locked_file(pathlib.Path(sys.argv[1])):
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(worker, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_a_forked_process_does_not_hold_the_lock_of_a_killed_parent(tmp_path: Path) -> None:
-    path, pids = tmp_path / "lock", tmp_path / "pids"
-    parent = os.fork()
-    if parent == 0:
-        with locked_file(path):
-            worker = os.fork()
-            if worker == 0:
-                time.sleep(60)
-                os._exit(0)
-            pids.write_text(str(worker))
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(parent, 0)
-    worker = int(pids.read_text())
-    try:
-        # A busy machine may not have run the worker's first instruction yet.
-        deadline_s = time.monotonic() + 20
-        while not _is_free(path) and time.monotonic() < deadline_s:
-            time.sleep(0.01)
-        os.kill(worker, 0)  # the worker lives
-        assert _is_free(path)
-    finally:
-        os.kill(worker, signal.SIGKILL)
+    path = tmp_path / "lock"
+    # A process of its own: libraries of other tests may have threads that a fork ends badly.
+    command = [sys.executable, "-c", LOCK_AND_FORK, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert parent.wait() == -signal.SIGKILL
+        try:
+            # A busy machine may not have run the worker's first instruction yet.
+            deadline_s = time.monotonic() + 20
+            while not _is_free(path) and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+            os.kill(worker, 0)  # the worker lives
+            assert _is_free(path)
+        finally:
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_a_fork_leaves_the_lock_to_its_parent(tmp_path: Path) -> None:
