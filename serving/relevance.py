@@ -83,12 +83,12 @@ def compare_served_relevance(
     endpoint: Endpoint,
     *,
     formats: Sequence[str],
-    num_lists: int | None = None,
+    num: int | None = None,
 ) -> tuple[dict[str, Any], list[Served]]:
     """Return the figures of a server's scores, next to the trained model's, and its answers.
 
     Args:
-        num_lists: Ask for the first lists only; None asks for all.
+        num: Ask for the first lists only; None asks for all.
 
     Raises:
         ArtifactError: The evaluation has no scores.
@@ -97,7 +97,7 @@ def compare_served_relevance(
     """
     lists = _read_lists(evaluation)
     spread = _spread(lists)
-    lists = lists[:num_lists]
+    lists = lists[:num]
     score_url, rerank_url = (route_url(endpoint, route) for route in ("score", "rerank"))
     with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
 

@@ -78,12 +78,12 @@ def compare_served_rewards(
     *,
     route: str,
     formats: Sequence[str],
-    num_answers: int | None = None,
+    num: int | None = None,
 ) -> tuple[dict[str, Any], list[float]]:
     """Return the figures of a server's scores, next to the trained model's, and the scores.
 
     Args:
-        num_answers: Ask for the scores of the first answers only, in pairs; None asks for all.
+        num: Ask for the scores of the first answers only, in pairs; None asks for all.
 
     Raises:
         ArtifactError: The evaluation has no token ids.
@@ -92,7 +92,7 @@ def compare_served_rewards(
     """
     expected, sequences = _read_scores(preferences)
     spread = _spread(expected)
-    expected, sequences = expected[:num_answers], sequences[:num_answers]
+    expected, sequences = expected[:num], sequences[:num]
     url = route_url(endpoint, route)
     with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
 

@@ -76,12 +76,12 @@ def compare_trained_vectors(
     *,
     route: str,
     formats: Sequence[str],
-    num_texts: int | None = None,
+    num: int | None = None,
 ) -> tuple[dict[str, Any], list[list[float]]]:
     """Return the figures of a server's vectors, next to the trained model's, and the vectors.
 
     Args:
-        num_texts: Ask for the vectors of the first texts only; None asks for all.
+        num: Ask for the vectors of the first texts only; None asks for all.
 
     Raises:
         ArtifactError: The evaluation has no vectors.
@@ -89,7 +89,7 @@ def compare_trained_vectors(
         ServerError: The server cannot be reached, or gives no vectors.
     """
     texts, expected = _read_vectors(evaluation)
-    texts, expected = texts[:num_texts], expected[:num_texts]
+    texts, expected = texts[:num], expected[:num]
     url = route_url(endpoint, route)
     with openai_client(endpoint, timeout_s=config.request_timeout_s) as client:
 

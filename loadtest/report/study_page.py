@@ -280,7 +280,6 @@ def _comparison_blocks(report: ComparisonReport) -> tuple[Block, ...]:
             )
             for scenario in report.scenarios
             for one in scenario.differences
-            if of_tokens or one.metric != "ttft_s"  # an answer that comes whole has no first token
         ),
     )  # fmt: skip
     return differences, sides

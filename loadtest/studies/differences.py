@@ -152,7 +152,8 @@ def _waits(a: Records, b: Records) -> Pairs:
 
 def _values(records: Records, metric: str) -> Values:
     if metric == "ttft_s":
-        return records.first_token_s - records.intended_s
+        # A vector or a score comes whole: it has no first token.
+        return np.where(records.tokens == 0, np.nan, records.first_token_s - records.intended_s)
     if metric == "e2e_s":
         return records.last_token_s - records.intended_s
     return tpot_s(records)

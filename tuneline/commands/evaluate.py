@@ -110,7 +110,7 @@ def evaluate(
         refuse("without --url", {"--model": model, "--out": out})
         from tuneline.pipeline.stages import stage_names
 
-        names = stage_names(run, groups=("evaluation",), kind="evaluation")
+        names = stage_names(run, groups=("evaluation",), kinds=("evaluation",))
         run_stages(run, names, as_json=as_json)
         return
     from training import evaluate_endpoint

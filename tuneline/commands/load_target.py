@@ -74,8 +74,8 @@ def load_target(chosen: Chosen) -> Iterator[LoadTarget]:
     """
     from loadtest import read_prompts
     from tuneline.pipeline.finished_run import LoadTarget, serve_for_loadtest
-    from tuneline.pipeline.heldout import load_prompts
     from tuneline.pipeline.plan import current
+    from tuneline.pipeline.products.table import load_prompts
     from tuneline.pipeline.stage import DATASET
 
     run_file, prompts = chosen.run_file, chosen.prompts

@@ -84,7 +84,7 @@ def loadtest_run(
         chosen.refuse_quick()
         refuse("without --url", {**chosen.url_options(), "--out": out, **share})
         run = open_run(run_file, overrides, runs_dir)
-        run_stages(run, stage_names(run, kind="load-report"), as_json=as_json)
+        run_stages(run, stage_names(run, kinds=("load-report",)), as_json=as_json)
         return
     from loadtest import run_loadtest
     from tuneline.core.verdict import require_verdict

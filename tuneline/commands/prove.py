@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tuneline.core.artifact import Artifact
     from tuneline.core.endpoint import Endpoint
     from tuneline.core.parity import Parity
+    from tuneline.pipeline.run_config import Run
 
 
 def prove(
@@ -54,12 +55,9 @@ def prove(
     """
     of_a_server = {"--model": model, "--dtype": dtype, "--weights": weights}
     if run_file is not None:
-        from tuneline.pipeline.stages import stage_names
-
         options = {"--reference": reference, "--candidate": candidate, "--out": out}
         refuse("with RUN.yaml", {**options, **of_a_server, "--api-key-env": api_key_env})
-        run = open_run(run_file, overrides, runs_dir)
-        run_stages(run, stage_names(run, kind="parity"), as_json=as_json, ladder=True)
+        _prove_run(open_run(run_file, overrides, runs_dir), as_json)
         return
     from tuneline.core.artifact import open_artifact
     from tuneline.core.verdict import require_verdict
@@ -82,6 +80,17 @@ def prove(
         _require_served(result, again, has_dtype=dtype is not None)
     else:
         require_verdict(result)
+
+
+def _prove_run(run: Run, as_json: bool) -> None:
+    """Prove every form of a run."""
+    from tuneline.pipeline.products.table import SERVED_PROOFS, product_of
+    from tuneline.pipeline.stages import stage_names
+
+    names = stage_names(run, kinds=("parity", *SERVED_PROOFS))
+    # The ladder compares forms of a model of text; scores and vectors have one proof.
+    is_text = product_of(run.config).proof is None
+    run_stages(run, names, as_json=as_json, ladder=is_text)
 
 
 def _require_served(parity: Artifact, again: str, *, has_dtype: bool) -> None:

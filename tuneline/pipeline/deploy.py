@@ -19,8 +19,8 @@ from tuneline.core.progress import logger
 from tuneline.core.release import MODEL_SIGNATURE, Release
 from tuneline.core.verdict import require_verdict
 from tuneline.models.source import ModelSource, computed_dtype
-from tuneline.pipeline.heldout import load_prompts
 from tuneline.pipeline.plan import current, plan
+from tuneline.pipeline.products.table import load_prompts
 from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
 from tuneline.pipeline.server import serves_adapter
@@ -242,7 +242,7 @@ def _measured(run: Run, release: Release | None) -> tuple[dict[str, Any], str] |
 
 def _load_report(run: Run, release: Release | None) -> Artifact | None:
     """Return the load report that the release names, or else the run's current one."""
-    (stage,) = stage_names(run, kind="load-report")
+    (stage,) = stage_names(run, kinds=("load-report",))
     if release is not None:
         link = release.link(stage)
         path = None if link is None else run.dir / link.directory

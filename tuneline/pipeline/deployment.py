@@ -13,24 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from k8s import Cluster, Manifests, open_tunnel, read_manifests, read_server_key
-from tuneline.core.artifact import Artifact
 from tuneline.core.digests import short_digest
 from tuneline.core.endpoint import Endpoint, read_key
-from tuneline.core.errors import ArtifactError, ConfigError, ServerError, VerdictError
+from tuneline.core.errors import ArtifactError, ServerError, VerdictError
 from tuneline.core.openai_client import openai_client
 from tuneline.core.progress import logger
-from tuneline.core.verdict import Verdict, require_verdict
-from tuneline.models.source import computed_dtype
+from tuneline.core.verdict import require_verdict
 from tuneline.pipeline.deploy import render_run
 from tuneline.pipeline.plan import current
+from tuneline.pipeline.products.table import load_prompts, product_of
 from tuneline.pipeline.released import find_release
 from tuneline.pipeline.run_config import Run
-from tuneline.pipeline.server import model_source, served_formats
-from tuneline.pipeline.stage import DATASET, MODEL, PREFERENCES, REFERENCE, RETRIEVAL
+from tuneline.pipeline.stage import DATASET, MODEL
 
-NUM_PROMPTS = 32
-"""Prompts of the reference that a smoke test sends: few enough for seconds, and enough that one
-near tie in bfloat16 does not fail them."""
 ANSWER_S = 30.0
 
 Check = Callable[[str], None]
@@ -94,19 +89,13 @@ def _read_ready(url: str) -> dict[str, Any]:
 
 def prove_pod(run: Run, manifests: Manifests, key: str | None) -> Check:
     """Return a check that a server is the released one: the digest that it states, its names, and
-    its answers to prompts of the reference, by the openai client. Of a reward model and a
-    reranker, the scores; of an embedding model, the vectors.
+    some of its answers, by the openai client.
 
     Raises:
         NotAnArtifactError: The reference, or the evaluation of such a model, is stale.
     """
-    known, compare = {
-        "text": (REFERENCE, _compare_answers),
-        "scores": (PREFERENCES, _compare_scores),
-        "vectors": (RETRIEVAL, _compare_vectors),
-        "relevance": (RETRIEVAL, _compare_relevance),
-    }[run.config.training.method.makes]
-    model, truth = current(run, MODEL, known)
+    product = product_of(run.config)
+    model, truth = current(run, MODEL, product.known_by)
     states_digest = require_digest(manifests.model_digest)
 
     def check(url: str) -> None:
@@ -117,123 +106,9 @@ def prove_pod(run: Run, manifests: Manifests, key: str | None) -> Check:
             names = [entry.id for entry in client.models.list()]
         if name not in names:
             raise ServerError(f"the server serves {', '.join(names)}; expected {name}")
-        compare(run, model, truth, endpoint)
+        product.compare(run, model, truth, endpoint)
 
     return check
-
-
-def _compare_scores(run: Run, model: Artifact, preferences: Artifact, endpoint: Endpoint) -> None:
-    """Compare scores of held-out answers with those of the trained reward model.
-
-    Raises:
-        VerdictError: They differ by more than the number format explains.
-    """
-    from serving import compare_served_rewards
-
-    serving = run.config.serving
-    found, _ = compare_served_rewards(
-        serving.parity,
-        preferences,
-        endpoint,
-        route=serving.score_route,
-        formats=served_formats(serving, model_source(model)),
-        num_answers=NUM_PROMPTS,
-    )
-    differ = f"{found['max_relative_difference']:.2g} standard deviations"
-    if found["verdict"] != Verdict.PASS:
-        raise VerdictError(
-            f"the scores of the server differ from the trained model's by {differ}; at most "
-            f"{found['limit']:g} is allowed"
-        )
-    logger.info("  %d scores are the trained model's, within %s", NUM_PROMPTS, differ)
-
-
-def _compare_relevance(run: Run, model: Artifact, evaluation: Artifact, endpoint: Endpoint) -> None:
-    """Compare scores of queries with passages with those of the trained reranker.
-
-    Raises:
-        VerdictError: They differ by more than the number format explains, or the server reads other
-            tokens.
-    """
-    from serving import compare_served_relevance
-
-    serving = run.config.serving
-    found, _ = compare_served_relevance(
-        serving.parity,
-        evaluation,
-        endpoint,
-        formats=served_formats(serving, model_source(model)),
-        num_lists=NUM_PROMPTS,
-    )
-    if found["verdict"] != Verdict.PASS:
-        raise VerdictError(
-            f"the scores of the server are not the trained model's: {'; '.join(found['problems'])}"
-        )
-    logger.info(
-        "  %d scores are the trained model's, within %.2g standard deviations",
-        found["num_pairs"], found["max_relative_difference"],
-    )  # fmt: skip
-
-
-def _compare_vectors(run: Run, model: Artifact, evaluation: Artifact, endpoint: Endpoint) -> None:
-    """Compare vectors of texts with those of the trained embedding model.
-
-    Raises:
-        VerdictError: They differ by more than the number format explains.
-    """
-    from serving import compare_trained_vectors
-
-    serving = run.config.serving
-    found, _ = compare_trained_vectors(
-        serving.parity,
-        evaluation,
-        endpoint,
-        route=serving.vector_route,
-        formats=served_formats(serving, model_source(model)),
-        num_texts=NUM_PROMPTS,
-    )
-    if found["verdict"] != Verdict.PASS:
-        raise VerdictError(
-            f"the vectors of the server are not the trained model's: {'; '.join(found['problems'])}"
-        )
-    logger.info(
-        "  %d vectors are the trained model's, within %.2g of their length",
-        found["num_texts"], found["max_relative_difference"],
-    )  # fmt: skip
-
-
-def _compare_answers(run: Run, model: Artifact, reference: Artifact, endpoint: Endpoint) -> None:
-    """Compare answers with the reference.
-
-    Raises:
-        VerdictError: They differ by more than the run's tolerances.
-    """
-    from export import weight_tolerances
-    from serving import compare_served
-
-    metrics = reference.manifest.metrics
-    if metrics.get("chat_template_date") and not metrics.get("chat_template_date_variable"):
-        logger.warning("the chat template writes today's date; answers are not compared")
-        return
-    source = model_source(model)
-    dtype = computed_dtype(run.config.serving.dtype, source)
-    parity = compare_served(
-        run.config.serving.parity,
-        reference,
-        endpoint,
-        dtype=dtype,
-        weights=weight_tolerances(source, dtype),
-        num_prompts=NUM_PROMPTS,
-    )
-    if parity.problems:
-        reasons = "\n".join(f"  {problem}" for problem in parity.problems)
-        raise VerdictError(
-            f"the answers of the server differ from the reference's "
-            f"({parity.num_equal_answers} of {parity.num_prompts} are equal)\n{reasons}"
-        )
-    logger.info(
-        "  %d of %d answers equal the reference's", parity.num_equal_answers, parity.num_prompts
-    )
 
 
 def find_key(cluster: Cluster, deployment: dict[str, Any], variable: str) -> str | None:
@@ -251,15 +126,9 @@ def compare_speeds(
 
     Raises:
         ArtifactError: `out` has reports already.
-        ConfigError: The model gives scores, which no load test asks for.
+        DataError: No held-out row fits the load test.
     """
-    if run.config.serving.pools:
-        raise ConfigError(
-            f"{run.path}: --compare asks for text, and this model gives scores; expected a canary "
-            "without --compare"
-        )
     from loadtest import compare_endpoints
-    from tuneline.core.dataset import heldout_prompts
     from tuneline.pipeline.served_stages import loadtest_config
 
     if any(out.glob("weight-*")):
@@ -267,6 +136,7 @@ def compare_speeds(
             f"{out}: has reports of an earlier canary", hint="Choose another --compare DIR."
         )
     (dataset,) = current(run, DATASET)
+    prompts = load_prompts(run, dataset)
 
     def check(weight: int) -> None:
         with open_tunnel(cluster, stable) as a, open_tunnel(cluster, run.config.name) as b:
@@ -275,7 +145,7 @@ def compare_speeds(
                 Endpoint(f"{a.url}/v1", stable, key),
                 Endpoint(f"{b.url}/v1", run.config.name, key),
                 out / f"weight-{weight}",
-                prompts=heldout_prompts(dataset),
+                prompts=prompts,
             )
         require_verdict(compared)
 

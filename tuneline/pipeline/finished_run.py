@@ -12,8 +12,8 @@ from tuneline.core.artifact import Input, canonical_digest, open_artifact, verif
 from tuneline.core.config import keyed_values
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.messages import ChatPrompt
-from tuneline.pipeline.heldout import load_prompts
 from tuneline.pipeline.plan import current
+from tuneline.pipeline.products.table import load_prompts
 from tuneline.pipeline.run_config import Run, resolve_base
 from tuneline.pipeline.served_stages import loadtest_config
 from tuneline.pipeline.server import LazyServer, Served, served, served_stage

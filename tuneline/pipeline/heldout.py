@@ -1,17 +1,10 @@
-"""The held-out rows of a run: checks for its stages, and what its load test sends."""
+"""The held-out rows of a run: checks for its stages."""
 
 from __future__ import annotations
 
 from tuneline.core.artifact import Artifact
-from tuneline.core.dataset import (
-    HELDOUT_FILE,
-    heldout_conversations,
-    heldout_lists,
-    heldout_prompts,
-    heldout_queries,
-)
-from tuneline.core.messages import ChatPrompt
-from tuneline.pipeline.run_config import Run, resolve_base
+from tuneline.core.dataset import HELDOUT_FILE
+from tuneline.pipeline.run_config import Run
 
 
 def require_measured(run: Run, dataset: Artifact) -> None:
@@ -58,20 +51,3 @@ def require_prompts(_run: Run, dataset: Artifact) -> None:
     from training import dataset_rows, prompted_rows
 
     prompted_rows(dataset_rows(dataset, HELDOUT_FILE), HELDOUT_FILE)
-
-
-def load_prompts(run: Run, dataset: Artifact) -> list[ChatPrompt]:
-    """Return what the run's load test sends: the held-out prompts, for a server of scores the
-    conversations whose scores are asked, for one of vectors the queries, and for a reranker the
-    queries with their passages.
-
-    Raises:
-        DataError: No row fits.
-    """
-    method = run.config.training.method
-    if method.makes == "vectors":
-        before = method.prompts(resolve_base(run, download=False).path)["query"]
-        return heldout_queries(dataset, before)
-    if method.makes == "relevance":
-        return heldout_lists(dataset)
-    return (heldout_conversations if run.config.serving.pools else heldout_prompts)(dataset)

@@ -22,6 +22,7 @@ from tuneline.core.verdict import REPEATED, read_verdict
 from tuneline.models.source import ModelSource
 from tuneline.pipeline import DEFAULT_RUNS
 from tuneline.pipeline.keys import stage_keys
+from tuneline.pipeline.products.table import product_of
 from tuneline.pipeline.run_config import Run, resolve_base, training_config
 from tuneline.pipeline.stage import ADAPTER, DATASET, Made, Stage
 from tuneline.pipeline.stages import stages
@@ -104,17 +105,14 @@ def select_stages(run: Run, until: Sequence[str]) -> list[Stage]:
     by_name = {stage.name: stage for stage in all_stages}
     unknown = [name for name in until if name not in by_name]
     if unknown:
-        method = run.config.training.method
-        route, made = {
-            "vectors": ("embeddings", "vectors"),
-            "relevance": ("score", "scores"),
-        }.get(method.makes, ("pooling", "scores"))
+        method, proof = run.config.training.method, product_of(run.config).proof
         raise ConfigError(
             f"no stage {unknown[0]!r}; the stages are {', '.join(by_name)}",
             hint=None
-            if method.answers_prompts
+            if proof is None
             else f"training.method {method.type} makes a model that answers no prompt: the line "
-            f"ends with its evaluation. Try: --set 'serving.routes=[{route}]' to serve its {made}.",
+            f"ends with its evaluation. Try: --set 'serving.routes=[{proof.routes.proven_by[0]}]' "
+            f"to serve its {proof.routes.gives}.",
         )
     wanted = set(until) or set(by_name)
     for stage in reversed(all_stages):

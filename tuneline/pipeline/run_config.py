@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from export.config import ExportConfig
 from k8s.config import DeployConfig
 from loadtest.config import LoadTestConfig
-from serving.config import POOLING_ROUTES, ServingConfig
+from serving.config import ServingConfig
 from training.config import DataConfig, EvaluationConfig, ReferenceConfig, TrainingConfig
 from training.config.search import SearchConfig
 from tuneline.core.config import StrictModel, load_config
@@ -21,9 +21,9 @@ from tuneline.core.config_problems import NAME
 from tuneline.core.secrets import keys_with_passwords
 from tuneline.models.source import EMBEDDED, ModelSource, find_model
 from tuneline.pipeline import DEFAULT_RUNS
+from tuneline.pipeline.products.routes import ROUTES
 from tuneline.release.config import ReleaseConfig
 
-SCORE_ROUTES = ("pooling", "classify")
 """Routes by which the scores of a reward model are proven; the first one that is open is asked."""
 
 
@@ -69,7 +69,7 @@ class RunConfig(StrictModel):
         workload = _section(load, "workload")
         if not isinstance(routes, list) or not isinstance(workload, dict):
             return values
-        found = [{"route": one} for one in ("embeddings", *SCORE_ROUTES) if one in routes]
+        found = [{"route": one} for one in ("embeddings", "pooling", "classify") if one in routes]
         found += [{"route": "rerank"}] if "score" in routes else []
         if not found:
             return values
@@ -94,26 +94,8 @@ class RunConfig(StrictModel):
                 "serving.routes has vectors or scores, and the proofs of this line ask for text; "
                 "serve them with: tuneline serve DIR --set 'serving.routes=[embeddings]'"
             )
-        routes = set(self.serving.routes)
-        if self.training.method.makes == "vectors":
-            if not routes & {"embeddings", "pooling"} or "classify" in routes:
-                raise ValueError(
-                    "serving.routes of an embedding model: expected embeddings or pooling, by "
-                    "which its vectors are proven, and no classify"
-                )
-            return self
-        if self.training.method.makes == "relevance":
-            if routes & POOLING_ROUTES != {"score"}:
-                raise ValueError(
-                    "serving.routes of a reranker: expected score, by which its scores are proven, "
-                    "and no embeddings, pooling or classify"
-                )
-            return self
-        if routes.isdisjoint(SCORE_ROUTES) or "embeddings" in routes:
-            raise ValueError(
-                "serving.routes of a reward model: expected pooling or classify, by which its "
-                "scores are proven, and no embeddings"
-            )
+        if problem := ROUTES[self.training.method.makes].problem(set(self.serving.routes)):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

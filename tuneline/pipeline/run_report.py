@@ -10,6 +10,7 @@ from tuneline.core.artifact import Artifact
 from tuneline.core.artifact_kinds import KINDS
 from tuneline.core.messages import content_of
 from tuneline.pipeline.artifact_summary import payload_path
+from tuneline.pipeline.products.table import SERVED_PROOFS
 from tuneline.pipeline.stage import Stage
 
 Done = Sequence[tuple[Stage, Artifact]]
@@ -42,6 +43,10 @@ def run_report_lines(done: Done) -> list[str]:
 
         lines.append("\nIs it the trained model? (log-probability differences in nats)")
         lines += [f"  {line}" for line in ladder_lines(proofs)]
+    for kind in SERVED_PROOFS:
+        for proof in of_kind(done, kind):
+            said = KINDS[kind].summary(proof.manifest.metrics)
+            lines += ["\nIs it the trained model?", f"  {said}"]
     for load in of_kind(done, "load-report"):
         from loadtest import read_report, report_lines
 

@@ -11,9 +11,10 @@ from training.config import EvaluationConfig
 from tuneline.core.artifact import Artifact
 from tuneline.core.tolerances import ARITHMETIC_TOLERANCES, add_tolerances
 from tuneline.models.source import computed_dtype
-from tuneline.pipeline.heldout import load_prompts
 from tuneline.pipeline.lengths import require_prompts_fit
 from tuneline.pipeline.load_route import require_route
+from tuneline.pipeline.products.product import Product, ServedProof
+from tuneline.pipeline.products.table import load_prompts, product_of
 from tuneline.pipeline.run_config import Run, RunConfig
 from tuneline.pipeline.server import (
     served,
@@ -26,9 +27,7 @@ from tuneline.pipeline.stage import (
     EVALUATION_SERVED,
     LOADTEST,
     PARITY_SERVED,
-    PREFERENCES,
     REFERENCE,
-    RETRIEVAL,
     Line,
     Made,
     Stage,
@@ -72,33 +71,9 @@ def served_stages(config: RunConfig) -> list[Stage]:
         inputs=loadtest_inputs, prepare=(_require_server, _require_workload),
         accepts=(_fits("loadtest.max_tokens"),), version=6,
     )  # fmt: skip
-    if config.training.method.makes == "vectors":
-        return [
-            Stage(
-                PARITY_SERVED, "Prove the served vectors", "served", "trained-vector-parity",
-                (serving, serving.parity), (RETRIEVAL, served_by), _vectors_served,
-                inputs=served_inputs, prepare=(_require_server,),
-            ),
-            loadtest,
-        ]  # fmt: skip
-    if config.training.method.makes == "relevance":
-        return [
-            Stage(
-                PARITY_SERVED, "Prove the served scores", "served", "relevance-parity",
-                (serving, serving.parity), (RETRIEVAL, served_by), _relevance_served,
-                inputs=served_inputs, prepare=(_require_server,),
-            ),
-            loadtest,
-        ]  # fmt: skip
-    if serving.pools:
-        return [
-            Stage(
-                PARITY_SERVED, "Prove the served rewards", "served", "reward-parity",
-                (serving, serving.parity), (PREFERENCES, served_by), _rewards_served,
-                inputs=served_inputs, prepare=(_require_server,), version=2,
-            ),
-            loadtest,
-        ]  # fmt: skip
+    product = product_of(config)
+    if product.proof is not None and serving.pools:
+        return [_numbers_served(config, product, product.proof), loadtest]
     return [
         Stage(
             PARITY_SERVED, "Prove the served model", "served", "parity",
@@ -136,36 +111,22 @@ def _parity_served(line: Line, made: Made, out: Path) -> Artifact:
     )
 
 
-def _rewards_served(line: Line, made: Made, out: Path) -> Artifact:
-    from serving import prove_rewards
+def _numbers_served(config: RunConfig, product: Product, proof: ServedProof) -> Stage:
+    """Return the stage that proves the served scores or vectors."""
 
-    serving = line.run.config.serving
-    what = served(line.run, line.base, made)
-    return prove_rewards(
-        serving.parity, made[PREFERENCES], line.endpoint(made), out,
-        route=serving.score_route, formats=served_formats(serving, what.model), inputs=what.inputs,
-    )  # fmt: skip
+    def prove(line: Line, made: Made, out: Path) -> Artifact:
+        serving = line.run.config.serving
+        what = served(line.run, line.base, made)
+        return proof.prove(
+            serving.parity, made[product.known_by], line.endpoint(made), out,
+            formats=served_formats(serving, what.model), inputs=what.inputs,
+            **proof.options(serving),
+        )  # fmt: skip
 
-
-def _vectors_served(line: Line, made: Made, out: Path) -> Artifact:
-    from serving import prove_trained_vectors
-
-    serving = line.run.config.serving
-    what = served(line.run, line.base, made)
-    return prove_trained_vectors(
-        serving.parity, made[RETRIEVAL], line.endpoint(made), out,
-        route=serving.vector_route, formats=served_formats(serving, what.model), inputs=what.inputs,
-    )  # fmt: skip
-
-
-def _relevance_served(line: Line, made: Made, out: Path) -> Artifact:
-    from serving import prove_relevance
-
-    serving = line.run.config.serving
-    what = served(line.run, line.base, made)
-    return prove_relevance(
-        serving.parity, made[RETRIEVAL], line.endpoint(made), out,
-        formats=served_formats(serving, what.model), inputs=what.inputs,
+    return Stage(
+        PARITY_SERVED, f"Prove the served {proof.routes.gives}", "served", proof.kind,
+        (config.serving, config.serving.parity), (product.known_by, served_stage(config)), prove,
+        inputs=served_inputs, prepare=(_require_server,), version=proof.version,
     )  # fmt: skip
 
 

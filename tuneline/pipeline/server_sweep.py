@@ -18,7 +18,7 @@ from tuneline.core.config import StrictModel, first_problem
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError
 from tuneline.pipeline.finished_run import checked
-from tuneline.pipeline.heldout import load_prompts
+from tuneline.pipeline.products.table import load_prompts
 from tuneline.pipeline.run_config import Run, load_run, resolve_base
 from tuneline.pipeline.served_stages import loadtest_config
 from tuneline.pipeline.server import LazyServer, served, served_stage

@@ -15,6 +15,7 @@ from tuneline.pipeline.heldout import (
     require_measured,
     require_prompts,
 )
+from tuneline.pipeline.products.table import product_of
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
 from tuneline.pipeline.served_stages import evaluation_config, served_stages
 from tuneline.pipeline.server import (
@@ -35,7 +36,6 @@ from tuneline.pipeline.stage import (
     PARITY_SERVED,
     PREFERENCES,
     REFERENCE,
-    RETRIEVAL,
     Group,
     Line,
     Made,
@@ -76,17 +76,6 @@ def _evaluation_preferences(line: Line, made: Made, out: Path) -> Artifact:
         config.evaluation, config.training, made[DATASET], line.base, made[ADAPTER], out,
         relative_to=line.run.path.parent,
     )  # fmt: skip
-
-
-def _evaluation_retrieval(line: Line, made: Made, out: Path) -> Artifact:
-    from training import evaluate_reranking, evaluate_retrieval
-
-    config = line.run.config
-    by_vectors = config.training.method.makes == "vectors"
-    evaluate = evaluate_retrieval if by_vectors else evaluate_reranking
-    return evaluate(
-        config.evaluation, config.training, made[DATASET], line.base, made[ADAPTER], out
-    )
 
 
 def _reference(line: Line, made: Made, out: Path) -> Artifact:
@@ -148,10 +137,8 @@ def _require_targets(run: Run) -> None:
 
 def stages(run: Run) -> list[Stage]:
     """Return the stages of a run, in order; the training method decides how its model is judged."""
-    method = run.config.training.method
+    method, judged_by = run.config.training.method, product_of(run.config).known_by
     left_out = set() if method.compares else {PREFERENCES}
-    if method.makes not in ("vectors", "relevance"):
-        left_out.add(RETRIEVAL)
     if not method.has_expected_answers:
         left_out |= {EVALUATION_BASE, EVALUATION_TUNED, EVALUATION_REPORT, EVALUATION_SERVED}
     made = [stage for stage in _all_stages(run) if stage.name not in left_out]
@@ -159,9 +146,7 @@ def stages(run: Run) -> list[Stage]:
         return made
     # A model of scores or vectors is merged, proven and load-tested if the run serves them.
     last = (MODEL, PARITY_SERVED, LOADTEST) if run.config.serving.pools else ()
-    return [
-        stage for stage in made if stage.name in (DATASET, ADAPTER, PREFERENCES, RETRIEVAL, *last)
-    ]
+    return [stage for stage in made if stage.name in (DATASET, ADAPTER, judged_by, *last)]
 
 
 def _all_stages(run: Run) -> list[Stage]:
@@ -200,11 +185,7 @@ def _all_stages(run: Run) -> list[Stage]:
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
             inputs=training_inputs, accepts=(require_compared,), label=tuned, version=7,
         ),
-        Stage(
-            RETRIEVAL, "Rank passages with base and tuned model", "evaluation", "retrieval",
-            (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_retrieval,
-            inputs=training_inputs, label=tuned,
-        ),
+        *product_of(config).judged(config, tuned),
         *_forgetting_stage(config),
         Stage(
             REFERENCE, "Record the trained model's answers", "training", "reference",
@@ -238,13 +219,15 @@ def _forgetting_stage(config: RunConfig) -> list[Stage]:
     ]  # fmt: skip
 
 
-def stage_names(run: Run, *, groups: tuple[Group, ...] = (), kind: str = "") -> tuple[str, ...]:
-    """Return the names of the stages in any of `groups`, and of those that make a `kind`.
+def stage_names(
+    run: Run, *, groups: tuple[Group, ...] = (), kinds: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Return the names of the stages in any of `groups`, and of those that make one of `kinds`.
 
     Raises:
         ConfigError: The line has no such stage. No name would mean all stages.
     """
-    names = tuple(s.name for s in stages(run) if s.group in groups or s.kind == kind)
+    names = tuple(s.name for s in stages(run) if s.group in groups or s.kind in kinds)
     if not names:
         raise ConfigError(
             f"{run.path}: training.method {run.config.training.method.type} makes a model that "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from tuneline.core.parity import PARITY_FILE
 from tuneline.core.release import Figure
+from tuneline.pipeline.products.table import SERVED_PROOFS
 from tuneline.pipeline.stage import (
     ADAPTER,
     DATASET,
@@ -16,20 +17,13 @@ from tuneline.pipeline.stage import (
     EVALUATION_TUNED,
     FORGETTING,
     LOADTEST,
+    PARITY_SERVED,
     PREFERENCES,
     RETRIEVAL,
 )
 from tuneline.release.gates.evaluation import COMPARISON_FILE, PREFERENCES_FILE, SCORES_FILE
 from tuneline.release.gates.forgetting import FILE as FORGETTING_FILE
 from tuneline.release.gates.load import REPORT as LOAD_FILE
-from tuneline.release.gates.parity import (
-    RELEVANCE_FILE,
-    RELEVANCE_KIND,
-    REWARD_KIND,
-    REWARDS_FILE,
-    VECTOR_KIND,
-    VECTORS_FILE,
-)
 from tuneline.release.gates.retrieval import SUMMARY_FILE as RETRIEVAL_FILE
 from tuneline.release.proofs import Proofs
 
@@ -69,15 +63,6 @@ PARITY = {
     "mean_kl": ("mean KL divergence", "nats"),
     "accuracy": ("right answers", ""),
 }
-REWARDS = {
-    "num_equal_orders": ("pairs in the same order", ""),
-    "max_relative_difference": ("largest difference of a score", "standard deviations"),
-}
-VECTORS = {
-    "min_cosine": ("least cosine of a vector and the trained model's", ""),
-    "max_relative_difference": ("largest difference of a vector", "of its length"),
-}
-RELEVANCE = {"max_relative_difference": REWARDS["max_relative_difference"]}
 LATENCIES = {
     "ttft_s": "TTFT",
     "tpot_s": "TPOT",
@@ -104,9 +89,7 @@ def figures_of(proofs: Proofs) -> list[Figure]:
         *_of_retrieval(proofs),
         *_of_forgetting(proofs),
         *_of_parities(proofs),
-        *_of_served(proofs, REWARD_KIND, REWARDS_FILE, REWARDS),
-        *_of_served(proofs, VECTOR_KIND, VECTORS_FILE, VECTORS),
-        *_of_served(proofs, RELEVANCE_KIND, RELEVANCE_FILE, RELEVANCE),
+        *_of_numbers(proofs),
         *_of_load(proofs),
     ]
 
@@ -213,20 +196,19 @@ def _of_parities(proofs: Proofs) -> Iterator[Figure]:
             )  # fmt: skip
 
 
-def _of_served(
-    proofs: Proofs, kind: str, file: str, titles: Mapping[str, tuple[str, str]]
-) -> Iterator[Figure]:
+def _of_numbers(proofs: Proofs) -> Iterator[Figure]:
     """Return the figures of the served scores or vectors."""
-    for stage in proofs.names_of(kind):
-        if stage not in proofs.made:
-            continue
-        found = proofs.read(stage, file)
-        for name, (title, unit) in titles.items():
-            if found[name] is not None:
-                yield Figure(
-                    name=f"parity.served.{name}", title=f"served: {title}", value=found[name],
-                    unit=unit, source=proofs.source(stage, file, f"/{name}"),
-                )  # fmt: skip
+    made = proofs.made.get(PARITY_SERVED)
+    proof = None if made is None else SERVED_PROOFS.get(made.kind)
+    if proof is None:
+        return
+    found = proofs.read(PARITY_SERVED, proof.file)
+    for name, (title, unit) in proof.figures.items():
+        if found[name] is not None:
+            yield Figure(
+                name=f"parity.served.{name}", title=f"served: {title}", value=found[name],
+                unit=unit, source=proofs.source(PARITY_SERVED, proof.file, f"/{name}"),
+            )  # fmt: skip
 
 
 def _of_load(proofs: Proofs) -> Iterator[Figure]:

@@ -21,6 +21,7 @@ from tuneline.core.page.blocks import (
 from tuneline.core.page.numbers import count, digits, points, share
 from tuneline.core.release import Outcome, Release
 from tuneline.core.verdict import Verdict, read_verdict
+from tuneline.pipeline.products.table import SERVED_PROOFS
 from tuneline.pipeline.stage import (
     EVALUATION_BASE,
     EVALUATION_TUNED,
@@ -105,7 +106,7 @@ def _notices(release: Release | None) -> tuple[Paragraph, ...]:
     return (*failed, *waived)
 
 
-PROOFS = ("parity", "reward-parity", "trained-vector-parity", "relevance-parity")
+PROOFS = ("parity", *SERVED_PROOFS)
 
 
 def _tiles(facts: Facts) -> list[Tile]:

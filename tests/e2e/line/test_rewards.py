@@ -45,6 +45,10 @@ def test_the_served_scores_are_those_of_the_trained_reward_model(options: list[s
     # Its sigmoid would differ by more than the scores differ from one another.
     assert 0 < report["max_relative_difference"] < 2e-3
     assert len(set(report["rewards"])) > 12
+    said = tuneline_here("prove", *(option for option in options if option != "--json"))
+    assert said.returncode == 0, said.stderr
+    within = f"PASS, scores within {report['max_relative_difference']:.1g} standard deviations"
+    assert f"Is it the trained model?\n  {within}" in said.stdout
 
 
 def test_the_load_test_asks_for_the_scores_of_the_heldout_answers(options: list[str]) -> None:

@@ -16,6 +16,7 @@ from loadtest.client.prepare import make_plan
 from loadtest.client.processes import run_workers
 from loadtest.config import DEFAULT_MAX_TOKENS
 from loadtest.measure import judged
+from loadtest.studies.compare import compare_endpoints
 from tests.integration.loadtest.small import config, report_of
 from tuneline.core.artifact import open_artifact
 from tuneline.core.verdict import Verdict
@@ -143,3 +144,23 @@ def test_a_report_of_vectors_without_a_good_answer_has_every_form(
     for form in ("table", "html", "markdown", "csv", "vllm", "prometheus", "otlp"):
         assert report_text(artifact, form), form
     assert "TTFT" not in report_text(artifact, "table")
+
+
+def test_a_comparison_of_vectors_is_of_their_times_and_of_no_tokens(
+    known: Any, start_known_server: Any, tmp_path: Path
+) -> None:
+    settings = config(
+        workload={"route": "embeddings"}, max_tokens=DEFAULT_MAX_TOKENS, num_warmup_requests=0,
+        scenarios=[{"name": "open", "rate_rps": 60.0, "num_requests": 80}],
+    )  # fmt: skip
+    with start_known_server("--ttft-s", "0.06") as slower:
+        artifact = compare_endpoints(
+            settings, known.endpoint, slower.endpoint, tmp_path / "c", num_rounds=1,
+            prompts=[asked("one"), asked("two")],
+        )  # fmt: skip
+    report = report_of(artifact)
+    (found,) = report["scenarios"][0]["differences"]
+    assert (found["metric"], found["num_pairs"], found["verdict"]) == ("e2e_s", 80, "slower")
+    assert report["verdict"] == "FAIL", report["problems"]
+    for form in ("markdown", "html"):
+        assert "ttft" not in report_text(artifact, form), form

@@ -7,6 +7,7 @@ import shlex
 from tuneline.core.digests import short_digest
 from tuneline.core.errors import TamperedError
 from tuneline.models.source import read_digest
+from tuneline.pipeline.products.table import SERVED_PROOFS
 from tuneline.pipeline.server import serves_adapter
 from tuneline.pipeline.stage import SERVED_STAGES, Stage
 from tuneline.release.gates.finding import MISSING, Finding, judged
@@ -14,8 +15,8 @@ from tuneline.release.proofs import Proofs
 
 REQUIRED = "every artifact is whole, and was made from the artifacts before it"
 JUDGED = (
-    "evaluation", "evaluation-report", "forgetting", "load-report", "parity",
-    "relevance-parity", "reward-parity", "retrieval", "trained-vector-parity",
+    "evaluation", "evaluation-report", "forgetting", "load-report", "parity", "retrieval",
+    *SERVED_PROOFS,
 )  # fmt: skip
 """Kinds with a gate of their own, which fails if they are missing."""
 

@@ -11,34 +11,22 @@ from tuneline.core.errors import ArtifactError
 from tuneline.core.parity import PARITY_FILE, Parity, parity_problems
 from tuneline.core.tolerances import Tolerances, said_limits
 from tuneline.core.verdict import Verdict
-from tuneline.pipeline.stage import PARITY_MERGED, PARITY_SERVED, PREFERENCES, RETRIEVAL
+from tuneline.pipeline.products.product import ServedProof
+from tuneline.pipeline.products.table import SERVED_PROOFS, product_of
+from tuneline.pipeline.stage import PARITY_MERGED, PARITY_SERVED
 from tuneline.release.gates.finding import Finding, judged, missing, not_asked, reason_of
 from tuneline.release.proofs import Proofs
-
-REWARD_KIND = "reward-parity"
-"""The kind of the proof of a reward model."""
-REWARDS_FILE = "rewards.json"
-VECTOR_KIND = "trained-vector-parity"
-"""The kind of the proof of an embedding model."""
-VECTORS_FILE = "vectors.json"
-
-
-RELEVANCE_KIND = "relevance-parity"
-"""The kind of the proof of a reranker."""
-RELEVANCE_FILE = "relevance.json"
 
 
 def judge_forms(proofs: Proofs) -> Finding:
     """Check that the parity of every exported form is PASS."""
     names = [name for name in proofs.names_of("parity") if name != PARITY_SERVED]
     required = "every form of the ladder is PASS"
-    if proofs.names_of(REWARD_KIND):
-        return not_asked(required, "A reward model gives scores, which are compared as served.")
-    if proofs.names_of(VECTOR_KIND):
-        words = "An embedding model gives vectors, which are compared as served."
-        return not_asked(required, words)
-    if proofs.names_of(RELEVANCE_KIND):
-        return not_asked(required, "A reranker gives scores, which are compared as served.")
+    for kind, proof in SERVED_PROOFS.items():
+        if proofs.names_of(kind):
+            model, gives = proof.routes.model, proof.routes.gives
+            words = f"{model[0].upper()}{model[1:]} gives {gives}, which are compared as served."
+            return not_asked(required, words)
     return _judge(proofs, names or [PARITY_MERGED], required)
 
 
@@ -56,79 +44,25 @@ def judge_served_parity(proofs: Proofs) -> Finding:
             hint=proofs.up, sources=(proofs.source(PARITY_SERVED, "manifest.json"),),
             reasons=["other-artifact"],
         )  # fmt: skip
-    if proofs.made[PARITY_SERVED].kind == REWARD_KIND:
-        return _judge_rewards(proofs)
-    if proofs.made[PARITY_SERVED].kind == VECTOR_KIND:
-        return _judge_vectors(proofs)
-    if proofs.made[PARITY_SERVED].kind == RELEVANCE_KIND:
-        return _judge_relevance(proofs)
+    if proof := SERVED_PROOFS.get(proofs.made[PARITY_SERVED].kind):
+        return _judge_numbers(proofs, proof)
     return _judge(proofs, [PARITY_SERVED], required)
 
 
-def _judge_rewards(proofs: Proofs) -> Finding:
-    """Compare the served scores of held-out answers with those of the trained reward model."""
-    required = "the served scores are the trained model's, within the limit of the number format"
-    if PREFERENCES not in proofs.made:
-        return missing(proofs, PREFERENCES, required)
-    from serving import recheck_rewards
-
-    proof = proofs.made[PARITY_SERVED]
-    problems = recheck_rewards(proof, proofs.made[PREFERENCES])
-    found = proofs.read(PARITY_SERVED, REWARDS_FILE)
-    observed = (
-        f"{found['max_relative_difference']:.2g} standard deviations, {found['num_equal_orders']} "
-        f"of {found['num_pairs']} pairs in one order"
-    )
+def _judge_numbers(proofs: Proofs, proof: ServedProof) -> Finding:
+    """Compare the served scores or vectors with those of the trained model."""
+    gives, known_by = proof.routes.gives, product_of(proofs.run.config).known_by
+    required = f"the served {gives} are the trained model's, within the limit of the number format"
+    if known_by not in proofs.made:
+        return missing(proofs, known_by, required)
+    problems = proof.recheck(proofs.made[PARITY_SERVED], proofs.made[known_by])
+    observed = proof.differ(proofs.read(PARITY_SERVED, proof.file))
     return judged(
         not problems, required, observed,
         f"Not the trained model: {'; '.join(problems)}."
         if problems
-        else f"The scores are the trained model's: they differ by at most {observed}.",
-        hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, REWARDS_FILE),),
-        reasons=[reason_of(problem) for problem in problems],
-    )  # fmt: skip
-
-
-def _judge_vectors(proofs: Proofs) -> Finding:
-    """Compare the served vectors of texts with those of the trained embedding model."""
-    required = "the served vectors are the trained model's, within the limit of the number format"
-    if RETRIEVAL not in proofs.made:
-        return missing(proofs, RETRIEVAL, required)
-    from serving import recheck_trained_vectors
-
-    problems = recheck_trained_vectors(proofs.made[PARITY_SERVED], proofs.made[RETRIEVAL])
-    found = proofs.read(PARITY_SERVED, VECTORS_FILE)
-    largest = found["max_relative_difference"]
-    observed = f"{found['num_texts']} texts" + (
-        "" if largest is None else f", vectors within {largest:.2g} of their length"
-    )
-    return judged(
-        not problems, required, observed,
-        f"Not the trained model: {'; '.join(problems)}."
-        if problems
-        else f"The vectors are the trained model's: {observed}.",
-        hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, VECTORS_FILE),),
-        reasons=[reason_of(problem) for problem in problems],
-    )  # fmt: skip
-
-
-def _judge_relevance(proofs: Proofs) -> Finding:
-    """Compare the served scores of queries with passages with those of the trained reranker."""
-    required = "the served scores are the trained model's, within the limit of the number format"
-    if RETRIEVAL not in proofs.made:
-        return missing(proofs, RETRIEVAL, required)
-    from serving import recheck_relevance
-
-    problems = recheck_relevance(proofs.made[PARITY_SERVED], proofs.made[RETRIEVAL])
-    found = proofs.read(PARITY_SERVED, RELEVANCE_FILE)
-    differ = f"{found['max_relative_difference']:.2g} standard deviations"
-    observed = f"{found['num_pairs']} pairs, scores within {differ}"
-    return judged(
-        not problems, required, observed,
-        f"Not the trained model: {'; '.join(problems)}."
-        if problems
-        else f"The scores are the trained model's: {observed}.",
-        hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, RELEVANCE_FILE),),
+        else f"The {gives} are the trained model's: {observed}.",
+        hint=proofs.again(PARITY_SERVED), sources=(proofs.source(PARITY_SERVED, proof.file),),
         reasons=[reason_of(problem) for problem in problems],
     )  # fmt: skip
 

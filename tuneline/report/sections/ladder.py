@@ -23,6 +23,8 @@ from tuneline.core.page.numbers import ABSENT, nats, share
 from tuneline.core.page.plot import Axis, Mark, Row, row_plot
 from tuneline.core.parity import PARITY_FILE, Parity
 from tuneline.core.tolerances import Tolerances
+from tuneline.pipeline.products.product import ServedProof
+from tuneline.pipeline.products.table import SERVED_PROOFS
 from tuneline.report.facts import Facts
 from tuneline.report.sections.absent import absent_section
 
@@ -46,12 +48,9 @@ Proof = tuple[Parity, Tolerances]
 def ladder_section(facts: Facts) -> Section | None:
     """Return the table of all parity results, with their limits in a plot."""
     found = facts.of_kind("parity")
-    if scores := facts.of_kind("reward-parity"):
-        return _rewards(facts, *scores[0])
-    if vectors := facts.of_kind("trained-vector-parity"):
-        return _vectors(facts, *vectors[0])
-    if relevance := facts.of_kind("relevance-parity"):
-        return _relevance(facts, *relevance[0])
+    for kind, proof in SERVED_PROOFS.items():
+        if served := facts.of_kind(kind):
+            return _numbers(facts, proof, *served[0])
     if not found:
         stages = [stage for stage in facts.absent if stage.startswith("parity-")]
         return absent_section("parity", TITLE, facts, stages)
@@ -73,56 +72,17 @@ def ladder_section(facts: Facts) -> Section | None:
     return Section("parity", TITLE, tuple(blocks), sources, facts.again("prove"))
 
 
-def _rewards(facts: Facts, stage: str, proof: Artifact) -> Section:
-    """Return the served scores of a reward model against the trained model's."""
-    found = proof.manifest.metrics
-    pairs: tuple[tuple[str, Text], ...] = (
-        ("verdict", verdict_badge(found["verdict"])),
-        ("largest difference of a score", f"{found['max_relative_difference']:.2g} standard "
-         f"deviations of all scores; at most {found['limit']:g} is allowed"),
-        ("pairs in the same order", f"{found['num_equal_orders']} of {found['num_pairs']}"),
-    )  # fmt: skip
-    said = Paragraph("Scores through the API against those of the trained reward model.")
-    return Section("parity", "Served scores", (said, Pairs(pairs)), facts.sources(stage), facts.up)
-
-
-def _vectors(facts: Facts, stage: str, proof: Artifact) -> Section:
-    """Return the served vectors of an embedding model against the trained model's."""
-    found = proof.manifest.metrics
-    pairs: list[tuple[str, Text]] = [
-        ("verdict", verdict_badge(found["verdict"])),
-        ("texts", str(found["num_texts"])),
-        ("dimensions", str(found["dimensions"])),
-    ]
-    if found["max_relative_difference"] is not None:
-        pairs += [
-            ("largest difference of a vector", f"{found['max_relative_difference']:.2g} of its "
-             f"length; at most {found['limit']:g} is allowed"),
-            ("least cosine", f"{found['min_cosine']:.6f}"),
-        ]  # fmt: skip
-    said = Paragraph("Vectors through the API against those of the trained embedding model.")
-    blocks: list[Block] = [said, Pairs(tuple(pairs))]
-    if found["problems"]:
-        blocks.append(Listing(tuple(found["problems"])))
-    return Section("parity", "Served vectors", tuple(blocks), facts.sources(stage), facts.up)
-
-
-def _relevance(facts: Facts, stage: str, proof: Artifact) -> Section:
-    """Return the served scores of a reranker against the trained model's."""
-    found = proof.manifest.metrics
-    pairs: tuple[tuple[str, Text], ...] = (
-        ("verdict", verdict_badge(found["verdict"])),
-        ("queries with passages", f"{found['num_pairs']} pairs of {found['num_lists']} queries"),
-        ("largest difference of a score", f"{found['max_relative_difference']:.2g} standard "
-         f"deviations of all scores; at most {found['limit']:g} is allowed"),
-        ("lists with the trained count of tokens", f"{found['num_equal_token_counts']} of "
-         f"{found['num_lists']}"),
-    )  # fmt: skip
-    said = Paragraph("Scores through the API against those of the trained reranker.")
-    blocks: list[Block] = [said, Pairs(pairs)]
-    if found["problems"]:
-        blocks.append(Listing(tuple(found["problems"])))
-    return Section("parity", "Served scores", tuple(blocks), facts.sources(stage), facts.up)
+def _numbers(facts: Facts, proof: ServedProof, stage: str, made: Artifact) -> Section:
+    """Return the served scores or vectors against those of the trained model."""
+    found, gives = made.manifest.metrics, proof.routes.gives
+    model = proof.routes.model.partition(" ")[2]
+    rows: list[tuple[str, Text]] = [("verdict", verdict_badge(found["verdict"]))]
+    rows += proof.rows(found)
+    said = f"{gives.capitalize()} through the API against those of the trained {model}."
+    blocks: list[Block] = [Paragraph(said), Pairs(tuple(rows))]
+    if problems := found.get("problems"):
+        blocks.append(Listing(tuple(problems)))
+    return Section("parity", f"Served {gives}", tuple(blocks), facts.sources(stage), facts.up)
 
 
 def _proof(artifact: Artifact) -> Proof:

@@ -32,7 +32,10 @@ def rewards(tmp_path_factory: pytest.TempPathFactory) -> FinishedLine:
 
 @pytest.mark.parametrize(
     ("noise", "code", "words"),
-    [(0.0, 0, "32 scores are the trained model's"), (5.0, 6, "the scores of the server differ")],
+    [
+        (0.0, 0, "16 of 16 pairs in one order"),
+        (5.0, 6, "of the server are not the trained model's"),
+    ],
 )
 def test_a_reward_model_is_proven_by_its_scores(
     cluster: ApiServer, serve: Serve, rewards: FinishedLine, noise: float, code: int, words: str
