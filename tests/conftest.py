@@ -13,11 +13,15 @@ import pytest
 from tests.browser import chromium
 from tests.distribution import order, scheduler
 from tests.skips import unexpected_skips
+from tests.template import fork_workers
 from tests.timing import MOST_AGAIN, measures_time
 from tuneline.core.progress import logger
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# ONNX Runtime would open a database when it is imported, which forked workers would share.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,6 +55,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return scheduler(config, log) if config.getoption("dist") == "loadfile" else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Any) -> None:
+    """Fork the workers from one process; `tests/template.py` says why."""
+    config.stash[TEMPLATE] = fork_workers(specs, config.args)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run that skipped a test for a reason that `tests/skips.py` does not list, or in which
     too many tests of time ran once more."""
@@ -81,6 +91,7 @@ def pytest_terminal_summary(
 
 
 SKIPS = pytest.StashKey[tuple[int, list[str]]]()
+TEMPLATE = pytest.StashKey[subprocess.Popen[str] | None]()
 
 
 @pytest.fixture(autouse=True)

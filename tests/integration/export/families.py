@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -164,7 +165,13 @@ def make_base(
 
 
 _built: dict[tuple[Any, ...], Path] = {}
-_kept = tempfile.TemporaryDirectory(prefix="tuneline-families-")
+
+
+@functools.cache
+def _kept() -> tempfile.TemporaryDirectory[str]:
+    """Make the folder of the models at the first use, since forked workers share what an import
+    has made."""
+    return tempfile.TemporaryDirectory(prefix="tuneline-families-")
 
 
 def save_random(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> Path:
@@ -173,7 +180,7 @@ def save_random(folder: Path, config: Any, dtype: torch.dtype, **save: Any) -> P
     text = config.to_json_string(use_diff=False)
     key = (type(config).__name__, text, dtype, *sorted(save.items()))
     if key not in _built:
-        _built[key] = _build(Path(_kept.name) / str(len(_built)), config, dtype, **save)
+        _built[key] = _build(Path(_kept().name) / str(len(_built)), config, dtype, **save)
     return Path(shutil.copytree(_built[key], folder, dirs_exist_ok=True))
 
 
