@@ -33,15 +33,16 @@ from export.graphs.logits_graph import (
 )
 from export.runtimes.onnx_folder import (
     GENAI_CONFIG,
+    NO_TELEMETRY,
     ONNX_FILE,
     batch_logits,
     decoder_scores,
     logits_runner,
+    require_onnx,
 )
 from export.runtimes.transformers_folder import load_model
 from export.weights.tensor_file import read_tensor_file
 from tuneline.core.artifact import Artifact, new_artifact, open_artifact
-from tuneline.core.environment import require
 from tuneline.core.errors import ArtifactError, ConfigError
 from tuneline.core.progress import logger
 from tuneline.core.secrets import without_secrets
@@ -97,7 +98,7 @@ def export_onnx(config: OnnxConfig, model: ModelSource, out: Path) -> Artifact:
         DiskFullError: The disk has too little space.
     """
     for module in ONNX_MODULES:
-        require(module, "export")
+        require_onnx(module)
     weights, graph = config.weights, config.graph
     # The logits graph is rounded after it is written in float32.
     require_space(model, out, BITS.get(weights, 32) if graph == "decoder" else 32)
@@ -273,6 +274,7 @@ def run_builder(model: ModelSource, folder: Path, weights: str) -> None:
         ]  # fmt: skip
         environment = without_secrets(os.environ)
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        environment.setdefault(*NO_TELEMETRY)
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     logger.debug("%s%s", done.stdout, done.stderr)
     if done.returncode == 0 and (folder / GENAI_CONFIG).is_file():
@@ -348,6 +350,7 @@ def reduce_weights(path: Path, weights: str) -> None:
     """
     import onnx
 
+    require_onnx("onnxruntime")
     graph = onnx.load(str(path))
     if weights == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16

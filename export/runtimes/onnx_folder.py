@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from tuneline.models.tokenizer import load_tokenizer
 ONNX_FILE = "model.onnx"
 GENAI_CONFIG = "genai_config.json"
 MAX_ANSWER_TOKENS = 1024
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
+"""ONNX Runtime 1.31 records what it loads, for Microsoft, unless this is set before its import."""
 
 
 def open_onnx(path: Path) -> OpenedForm:
@@ -39,13 +43,23 @@ def open_onnx(path: Path) -> OpenedForm:
     return replace(open_graph(path, decoder_scores(path)), stop_ids=decoder_stop_ids(path))
 
 
+def require_onnx(module: str) -> ModuleType:
+    """Import a module of ONNX forms, without telemetry unless the user has asked for it.
+
+    Raises:
+        MissingError: The module is not installed.
+    """
+    os.environ.setdefault(*NO_TELEMETRY)
+    return require(module, "export")
+
+
 def open_session(path: Path) -> Any:
     """Open an ONNX Runtime session on the CPU with as many threads as torch uses.
 
     Raises:
         ArtifactError: ONNX Runtime cannot read the graph.
     """
-    onnxruntime = require("onnxruntime", "export")
+    onnxruntime = require_onnx("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -159,7 +173,7 @@ def answers(folder: Path) -> Callable[[Sequence[Message]], Iterator[str]]:
             f"{folder}: is a logits graph, which cannot generate; expected a decoder",
             hint="Try: tuneline export form onnx-float32 --model DIR --out DIR",
         )
-    genai = require("onnxruntime_genai", "export")
+    genai = require_onnx("onnxruntime_genai")
     tokenizer = load_tokenizer(folder)
     model = load_genai(genai, folder)
     context = int(read_json(folder / GENAI_CONFIG)["model"]["context_length"])

@@ -80,8 +80,13 @@ def test_the_builder_asks_for_no_network_and_inherits_no_credential(
     path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     plant(monkeypatch)
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     artifact = make_form("onnx-float32", resolve_form(str(bases["llama"])), tmp_path / "out")
     check_received(tmp_path / "site" / "received.json")
+    # Python does not see that ONNX Runtime connects; it would open a database of events here.
+    assert not (tmp_path / "cache" / "Microsoft").exists()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
     verify_artifact(artifact)
     check_decoder_artifact(artifact, bases["llama"])
 

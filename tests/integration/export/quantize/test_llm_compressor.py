@@ -176,18 +176,6 @@ def test_without_the_environment_the_command_to_type_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_installation_that_fails_says_why_and_is_not_taken_for_one(
-    nowhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(MissingError, match="cannot be had"):
-        install_calibration()
-    with pytest.raises(MissingError, match="not installed"):
-        calibration_env.calibration_python()
-
-
 def test_what_the_worker_says_when_it_fails_is_shown(
     calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +218,7 @@ def test_llm_compressor_inherits_no_credential(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_installer_inherits_only_the_index_credentials(
+def test_an_installation_that_fails_inherits_only_the_index_credentials_and_is_not_taken_for_one(
     nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every Python program that the installation starts writes down what it received."""
@@ -247,6 +235,8 @@ def test_the_installer_inherits_only_the_index_credentials(
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(MissingError, match="cannot be had"):
         install_calibration()
+    with pytest.raises(MissingError, match="not installed"):
+        calibration_env.calibration_python()
     written = sorted((tmp_path / "site").glob("*.json"))
     assert len(written) > 1
     for path in written:
