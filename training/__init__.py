@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from training.evaluation.harness import run_harness
     from training.evaluation.metrics.ready import require_metrics
     from training.evaluation.preferences import evaluate_preferences
+    from training.evaluation.ranking import evaluate_ranking, has_queries
     from training.evaluation.report.report import report_evaluations
     from training.evaluation.reranking import evaluate_reranking
     from training.evaluation.retrieval import evaluate_retrieval
@@ -80,6 +81,7 @@ __all__ = [
     "evaluate_endpoint",
     "evaluate_model",
     "evaluate_preferences",
+    "evaluate_ranking",
     "evaluate_reranking",
     "evaluate_retrieval",
     "evaluation_figures",
@@ -87,6 +89,7 @@ __all__ = [
     "find_suspects",
     "forgetting_figures",
     "function_writer",
+    "has_queries",
     "is_follower",
     "is_within",
     "measure_data",
@@ -144,6 +147,8 @@ __getattr__ = lazy_face(
         "evaluate_model": "training.evaluation.evaluate:evaluate_model",
         "evaluate_preferences": "training.evaluation.preferences:evaluate_preferences",
         "evaluate_reranking": "training.evaluation.reranking:evaluate_reranking",
+        "evaluate_ranking": "training.evaluation.ranking:evaluate_ranking",
+        "has_queries": "training.evaluation.ranking:has_queries",
         "evaluate_retrieval": "training.evaluation.retrieval:evaluate_retrieval",
         "measure_forgetting": "training.evaluation.forgetting.suite:measure_forgetting",
         "find_heldout": "training.data.sources:find_heldout",

@@ -126,7 +126,7 @@ def _answers(
     def ask(client: Any, question: Question) -> Reply:
         return _reply(first_choice(respond(client, question), endpoint), question)
 
-    replies = _ask_all(endpoint, concurrency, questions, ask, "evaluating", on_reply)
+    replies = ask_all(endpoint, concurrency, questions, ask, "evaluating", on_reply)
     if TEMPLATE_KWARGS in refused:
         logger.warning(
             "  %s refuses %s; its chat template had no %s",
@@ -185,21 +185,35 @@ def _losses(
             raise LossesAbsentError(
                 f"the server gives no log-probabilities of prompt tokens ({reason})"
             ) from None
-    return _ask_all(endpoint, concurrency, rendered, ask, "scoring")
+    return ask_all(endpoint, concurrency, rendered, ask, "scoring")
 
 
 _OTHER_SHAPE = (ValueError, AttributeError, IndexError, TypeError)
 """Errors of reading a body of another shape, which the client passes on."""
 
 
-def _ask_all(
+def ask_all(
     endpoint: Endpoint,
     concurrency: int,
     asked: Sequence[Asked],
     ask: Callable[[Any, Asked], Found],
     doing: str,
     on_found: Callable[[int, Found], None] = lambda _index, _found: None,
+    *,
+    unit: str = "prompts",
 ) -> list[Found]:
+    """Return the answer of an endpoint to each question; after the first failure none is sent.
+
+    Args:
+        concurrency: Requests in flight at once.
+        ask: Sends one question by the openai client.
+        doing: The work as its progress names it.
+        on_found: Called with the index and the answer of each question.
+        unit: The questions as messages name them.
+
+    Raises:
+        ServerError: Requests failed; the message counts them.
+    """
     openai = require("openai", "train")
     failed = threading.Event()
     errors: list[ServerError] = []
@@ -221,7 +235,7 @@ def _ask_all(
     with (
         openai_client(endpoint, timeout_s=REQUEST_TIMEOUT_S, extra="train") as client,
         ThreadPoolExecutor(concurrency, thread_name_prefix="evaluate") as pool,
-        progress(doing, len(asked), "prompts") as advance,
+        progress(doing, len(asked), unit) as advance,
     ):
         try:
             for done, _ in enumerate(pool.map(one, range(len(asked))), start=1):
@@ -237,7 +251,7 @@ def _ask_all(
             )
         raise ServerError(
             f"{endpoint.url}: {len(errors)} requests to model {endpoint.model!r} failed, "
-            f"{len(found)} of {len(asked)} prompts were answered; the first failure: "
+            f"{len(found)} of {len(asked)} {unit} were answered; the first failure: "
             f"{errors[0].message.removeprefix(f'{endpoint.url}: ')}",
             hint=hint,
         )

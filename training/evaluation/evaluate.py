@@ -25,6 +25,7 @@ from training.heldout import answered_rows
 from tuneline.core.artifact import Artifact, Draft, Input, file_input, new_artifact, open_artifact
 from tuneline.core.dataset import HELDOUT_FILE
 from tuneline.core.endpoint import Endpoint
+from tuneline.core.errors import DataError
 from tuneline.core.files import MANIFEST
 from tuneline.core.progress import logger
 from tuneline.models.source import ModelSource
@@ -153,6 +154,11 @@ def evaluation_rows(data: Artifact | Source, num_rows: int | None) -> list[Row]:
     else:
         where = str(data.path / HELDOUT_FILE)
         rows = dataset_rows(data, HELDOUT_FILE, num_rows)
+    if query := next((row for row in rows if row.is_query), None):
+        raise DataError(
+            f"{where}: line {query.line}: is a query with passages; expected a prompt with an "
+            "answer"
+        )
     answered = answered_rows(rows, where)
     if len(answered) < len(rows):
         logger.info("  %d rows without a good answer are left out", len(rows) - len(answered))

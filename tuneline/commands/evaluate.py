@@ -52,7 +52,10 @@ def evaluate(
     url: Url = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="With --url: the model's tokenizer, for perplexity."),
+        typer.Option(
+            metavar="DIR",
+            help="With --url: the model's tokenizer, for perplexity; an embedding model's prompts.",
+        ),
     ] = None,
     against: Annotated[
         str | None,
@@ -113,7 +116,7 @@ def evaluate(
         names = stage_names(run, groups=("evaluation",), kinds=("evaluation",))
         run_stages(run, names, as_json=as_json)
         return
-    from training import evaluate_endpoint
+    from training import evaluate_endpoint, evaluate_ranking
     from tuneline.pipeline.run_config import resolve_base
     from tuneline.pipeline.served_stages import evaluation_config
     from tuneline.pipeline.stage import DATASET
@@ -123,6 +126,10 @@ def evaluate(
     dataset = up_run(run, (DATASET,))[DATASET]
     config = evaluation_config(run)
     base = resolve_base(run, download=True)
+    if not run.config.training.method.answers_prompts:
+        prompts = run.config.training.method.prompts(base.path)
+        emit_artifact(evaluate_ranking(config, dataset, endpoint, folder, prompts=prompts), as_json)
+        return
     result = evaluate_endpoint(
         config, dataset, endpoint, folder, tokenizer_folder=tokenizer, base=base
     )
@@ -171,6 +178,7 @@ def _evaluate_file(
     as_json: bool,
 ) -> None:
     """Score a model on a file, and a second model if there is one."""
+    from training import has_queries
     from training.config import EvaluationConfig
     from training.config.data import SourceConfig
     from tuneline.core.config import validate_config
@@ -179,6 +187,9 @@ def _evaluate_file(
     config = validate_config(EvaluationConfig, section, "evaluation")
     data = validate_config(SourceConfig, source, "options")
     folder = required(out, "--out")
+    if has_queries(data):
+        _rank_file(config, data, asked, against, folder, as_json)
+        return
     if against is None:
         _emit_evaluation(_evaluate(config, data, asked, folder), as_json)
         return
@@ -194,6 +205,29 @@ def _evaluate_file(
     metrics = report.manifest.metrics
     lines = [*comparison_lines(metrics), f"answers side by side: {report.path / 'mismatches.html'}"]
     emit({"path": str(report.path), **report.manifest.model_dump()}, lines, as_json)
+
+
+def _rank_file(
+    config: EvaluationConfig,
+    data: SourceConfig,
+    asked: Asked,
+    against: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Rank the passages of a file of queries by a model, and by a second one if there is one."""
+    from training import evaluate_ranking
+    from tuneline.models.prompts import read_prompts
+    from tuneline.models.source import resolve_model
+
+    refuse("with rows of queries, which need a merged model", {"--adapter": asked.adapter})
+    model = asked.endpoint or resolve_model(required(asked.model, "--model"))
+    result = evaluate_ranking(
+        config, data, model, out,
+        against=None if against is None else resolve_model(against),
+        prompts=None if asked.tokenizer is None else read_prompts(asked.tokenizer),
+    )  # fmt: skip
+    emit_artifact(result, as_json)
 
 
 def _emit_evaluation(evaluation: Artifact, as_json: bool) -> None:

@@ -68,6 +68,17 @@ def _retrieval(metrics: Metrics) -> str:
     )
 
 
+def _ranking(metrics: Metrics) -> str:
+    if "ndcg_base" in metrics:
+        return _retrieval(metrics)
+    low, high = metrics["ndcg_interval"]
+    return (
+        f"nDCG@10 {metrics['ndcg']:.3f} (95 %: {low:.3f} to {high:.3f}), MRR@10 "
+        f"{metrics['mrr']:.3f}, recall@10 {metrics['recall']:.3f}, {metrics['num_queries']} "
+        f"queries, {metrics['num_passages']} passages"
+    )
+
+
 def _evaluation(metrics: Metrics) -> str:
     return f"exact match {metrics['exact_match']:.1%} of {metrics['num_rows']}"
 
@@ -207,6 +218,7 @@ KINDS: dict[str, Kind] = {
     "harness": Kind(_harness, payload="harness.json"),
     "preferences": Kind(_preferences, payload="preferences.jsonl"),
     "retrieval": Kind(_retrieval, payload="retrieval.json"),
+    "ranking": Kind(_ranking, payload="ranking.json"),
     "reference": Kind(_reference, payload="reference.jsonl"),
     "model": Kind(_model),
     "parity": Kind(_parity, payload="parity.json", verdict_file="parity.json"),

@@ -37,6 +37,16 @@ def compare_ranks(
     }
 
 
+def rank_figures(ranks: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return the means over queries of one model, and the interval of its nDCG at 95 %."""
+    means = {
+        name: math.fsum(map(measure, ranks)) / len(ranks)
+        for name, measure in (("ndcg", ndcg), ("mrr", reciprocal_rank), ("recall", recall))
+    }
+    interval = list(bootstrap_interval([ndcg(one) for one in ranks]))
+    return {"num_queries": len(ranks), **means, "ndcg_interval": interval}
+
+
 def ndcg(ranks: Sequence[float]) -> float:
     """Return nDCG@10 of a query whose answers have these ranks."""
     gain = math.fsum(1 / math.log2(rank + 1) for rank in ranks if rank <= DEPTH)

@@ -24,6 +24,9 @@ from serving.supervisor.process import RunningServer
 from serving.vectors import ROUTES, SENTENCE
 from serving.vectors import TEXTS as PROOF_TEXTS
 from tests.cross_encoder import write_cross_encoder
+from training.config import EvaluationConfig
+from training.config.data import SourceConfig
+from training.evaluation.ranking import evaluate_ranking
 from tuneline.core.endpoint import Endpoint
 from tuneline.core.verdict import Verdict, read_verdict
 from tuneline.models.source import ModelSource, resolve_model
@@ -317,3 +320,38 @@ def test_the_scores_of_another_folder_are_named(
     )
     assert read_verdict(proof) is Verdict.FAIL
     assert fault in "\n".join(proof.manifest.metrics["problems"])
+
+
+QUERIES = [
+    {"query": text, "positive": [PROOF_TEXTS[at]],
+     "negative": [PROOF_TEXTS[(at + step) % 8] for step in (2, 5)]}
+    for at, text in enumerate(TEXTS)
+]  # fmt: skip
+
+
+def ranks_of(folder: Path) -> list[list[float]]:
+    lines = (folder / "ranking.jsonl").read_text().splitlines()
+    return [json.loads(line)["ranks"] for line in lines]
+
+
+@pytest.mark.parametrize("kind", ["vectors", "scores"])
+def test_a_server_ranks_passages_as_its_folder_does(
+    kind: str, request: pytest.FixtureRequest, base: ModelSource, tmp_path: Path,
+) -> None:  # fmt: skip
+    if kind == "vectors":
+        endpoint = proof_endpoint(
+            request.getfixturevalue("server"), request.getfixturevalue("keys")
+        )
+        model = base
+    else:
+        endpoint = request.getfixturevalue("scores").endpoint
+        model = resolve_model(str(request.getfixturevalue("cross_encoder")))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in QUERIES))
+    data = SourceConfig(path=str(path))
+    served = evaluate_ranking(EvaluationConfig(), data, endpoint, tmp_path / "served")
+    local = evaluate_ranking(EvaluationConfig(), data, model, tmp_path / "local")
+    assert len(ranks_of(served.path)) == len(QUERIES)
+    assert ranks_of(served.path) == ranks_of(local.path)
+    wanted = "scores" if kind == "scores" else "cosines of vectors"
+    assert served.manifest.metrics["order"] == local.manifest.metrics["order"] == wanted

@@ -49,6 +49,14 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "nDCG@10 0.250 → 0.750 (difference +0.250 to +0.625), 40 queries, 1000 passages",
     ),
+    "ranking": (
+        {
+            "ndcg": 0.75, "ndcg_interval": [0.5, 0.875], "mrr": 0.5, "recall": 1.0,
+            "num_queries": 40, "num_passages": 1000,
+        },
+        "nDCG@10 0.750 (95 %: 0.500 to 0.875), MRR@10 0.500, recall@10 1.000, 40 queries, 1000 "
+        "passages",
+    ),
     "relevance-parity": (
         {
             "verdict": "PASS", "num_pairs": 64, "num_lists": 16, "max_relative_difference": 2e-6,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +22,6 @@ def serve_answers(
 
     Log-probabilities of a prompt are transformers' own.
     """
-    lock = threading.Lock()
 
     def reply(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if path == "/v1/completions":
@@ -33,6 +32,17 @@ def serve_answers(
             return 200, _completion("The first one.\n[[A]]", "stop")
         (answer,) = answerer.answer([Question(tuple(body["messages"]))], body["max_tokens"])
         return 200, _completion(answer.text, answer.finish_reason)
+
+    with serve_replies(reply) as url:
+        yield url
+
+
+@contextmanager
+def serve_replies(
+    reply: Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]],
+) -> Iterator[str]:
+    """Serve a function of the path and the body of a request, which gives status and document."""
+    lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
