@@ -23,6 +23,9 @@ LEAST_ADMITTED = 16
 """Requests at once that every pod takes: short bursts pass a small mean."""
 
 
+LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
+
+
 @dataclass(frozen=True)
 class Derived:
     """A number and the formula that it comes from."""
@@ -54,7 +57,7 @@ class Capacity:
     rate_rps: float
     in_flight: float
     objectives: Mapping[str, Objective] = field(default_factory=dict)
-    """By metric: `ttft_s`, `tpot_s`."""
+    """By metric: `ttft_s`, `tpot_s`, or `e2e_s` if the load test has neither of them."""
     loop: str = "open"
     """`open` or `closed`. A closed loop waits for answers, so it shows no queue."""
     concurrency: int = 0
@@ -137,11 +140,10 @@ def read_capacity(report: Mapping[str, Any], digest: str) -> Capacity | None:
         if not rate_rps or not in_flight:
             continue
         if found is None or rate_rps > found.rate_rps:
-            objectives = {
-                metric: _strictest(scenario["slo"][metric])
-                for metric in ("ttft_s", "tpot_s")
-                if scenario["slo"].get(metric)
-            }
+            given = [metric for metric in LATENCIES if scenario["slo"].get(metric)]
+            # The time of a whole text depends on its length; vectors and scores have no other.
+            named = [metric for metric in given if metric != "e2e_s"] or given
+            objectives = {metric: _strictest(scenario["slo"][metric]) for metric in named}
             loop = "open" if scenario["config"]["concurrency"] is None else "closed"
             found = Capacity(
                 digest, scenario["name"], rate_rps, in_flight, objectives, loop, concurrency,

@@ -11,6 +11,7 @@ EXAMPLE = 'namespace="tuneline",service="model-server"'
 LATENCY_METRICS = {
     "ttft_s": vllm_metric("vllm:time_to_first_token_seconds", "histogram"),
     "tpot_s": vllm_metric("vllm:request_time_per_output_token_seconds", "histogram"),
+    "e2e_s": vllm_metric("vllm:e2e_request_latency_seconds", "histogram"),
 }
 """The server's histogram of each latency that a load test has objectives of."""
 

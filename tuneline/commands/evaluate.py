@@ -183,6 +183,10 @@ def _evaluate_file(
     from training.config.data import SourceConfig
     from tuneline.core.config import validate_config
 
+    if asked.endpoint is None:
+        required(asked.model, "--model")
+    else:
+        refuse("with --url", {"--adapter": asked.adapter})
     section = section_of(overrides, "evaluation", "an evaluation without a run", "fields=lines")
     config = validate_config(EvaluationConfig, section, "evaluation")
     data = validate_config(SourceConfig, source, "options")
@@ -243,7 +247,6 @@ def _evaluate(
     if asked.endpoint is not None:
         from training import evaluate_endpoint
 
-        refuse("with --url", {"--adapter": asked.adapter})
         return evaluate_endpoint(
             config, data, asked.endpoint, out, tokenizer_folder=asked.tokenizer, reuse=reuse
         )

@@ -121,13 +121,12 @@ def _require_renderable(run: Run) -> None:
             f"{run.path}: serving.mode: adapter; the manifests run the merged model",
             hint="Try: --set serving.mode=merged",
         )
-    for key in ("judge", "autoscaling") if serving.pools else ():
-        if getattr(run.config.k8s, key) is not None:
-            raise ConfigError(
-                f"{run.path}: k8s.{key}: needs a load test of text, and this model gives scores "
-                f"(serving.routes: {', '.join(serving.routes)})",
-                hint=f"Try: --set k8s.{key}=null",
-            )
+    if serving.pools and run.config.k8s.judge is not None:
+        raise ConfigError(
+            f"{run.path}: k8s.judge: compares answers with a reference, and this model gives no "
+            f"text (serving.routes: {', '.join(serving.routes)})",
+            hint="Try: --set k8s.judge=null, and tuneline deploy canary RUN.yaml --compare DIR",
+        )
     if serving.keys_file is not None and run.config.k8s.keys_secret_name is None:
         file, space = shlex.quote(str(run.resolve(serving.keys_file))), run.config.k8s.namespace
         raise ConfigError(
@@ -229,8 +228,6 @@ def _measured(run: Run, release: Release | None) -> tuple[dict[str, Any], str] |
     """
     config = run.config.k8s
     if config.autoscaling is None and config.monitoring_namespace is None:
-        return None
-    if run.config.serving.pools:
         return None
     report = _load_report(run, release)
     if report is None:

@@ -8,7 +8,8 @@ from k8s.render.facts import Document, Facts, Files
 from k8s.render.queries import EXAMPLE, quantile, selector
 from tuneline.core.digests import short_digest
 
-MEASURED = ("TunelineTtft", "TunelineTpot", "TunelineQueue")
+OBJECTIVES = {"TunelineTtft": "ttft_s", "TunelineTpot": "tpot_s", "TunelineLatency": "e2e_s"}
+MEASURED = (*OBJECTIVES, "TunelineQueue")
 """The alerts whose limits come from a load report."""
 WINDOW = "5m"
 SCALED_INTERVAL_S = 5
@@ -64,7 +65,7 @@ def _measured(name: str, rule: Document, facts: Facts) -> bool:
         rule["expr"] = f"{query}> {limit.text}"
         rule["annotations"][FORMULA.replace("/", "_")] = limit.formula
         return True
-    metric = {"TunelineTtft": "ttft_s", "TunelineTpot": "tpot_s"}[name]
+    metric = OBJECTIVES[name]
     objective = capacity.objectives.get(metric)
     if objective is None:
         return False

@@ -4,6 +4,7 @@ model are in tests/e2e/line/test_rewards.py."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,6 +287,10 @@ def test_the_served_scores_are_proven(
     assert (report["num_texts"], report["num_pairs"]) == (13, 13)
     assert report["num_equal_token_counts"] == 26
     assert 0 < report["max_relative_difference"] < 1e-4
+    # The autoscaler's objective of a server of scores.
+    page = httpx.get(scores.endpoint.url.removesuffix("/v1") + "/metrics").text
+    (whole,) = re.findall(r"vllm:e2e_request_latency_seconds_count{.*} (.*)", page)
+    assert float(whole) >= 26
     assert report["served"]["classify"][0]["label"] == "LABEL_0"
 
 

@@ -21,19 +21,13 @@ def test_a_run_that_serves_an_adapter_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "needs_text",
-    ["judge={stable: first}", "autoscaling={by: hpa, max_replicas: 2}"],
-)
-def test_what_needs_a_load_test_of_text_is_refused_for_scores(
-    tmp_path: Path, needs_text: str
-) -> None:
+def test_a_judge_of_scores_is_refused(tmp_path: Path) -> None:
     overrides = ["training.method={type: reward}", "serving.routes=[pooling]"]
     more = ["k8s.monitoring_namespace=monitoring", "k8s.results_claim=results",
             "k8s.loadtest_image=registry.example.com/loadtest:1"]  # fmt: skip
     pairs = RUN.parents[1] / "preferences" / "run.yaml"
-    run = load_run(pairs, [*overrides, *more, f"k8s.{needs_text}"], runs_dir=tmp_path)
-    with pytest.raises(ConfigError, match="load test of text, and this model gives scores"):
+    run = load_run(pairs, [*overrides, *more, "k8s.judge={stable: first}"], runs_dir=tmp_path)
+    with pytest.raises(ConfigError, match="this model gives no text"):
         render_run(run, tmp_path / "out")
 
 

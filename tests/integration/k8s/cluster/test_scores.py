@@ -56,6 +56,21 @@ def test_a_reward_model_is_proven_by_its_scores(
         assert [one["path"]["value"] for one in rule["matches"]] == ["/v1", "/pooling"]
 
 
+def test_a_server_of_scores_scales_by_its_load_report(
+    rewards: FinishedLine, tmp_path: Path
+) -> None:
+    run = rewards.run
+    done = tuneline_here(
+        "deploy", "render", str(run.path), "--runs-dir", str(run.dir.parent), "--out",
+        str(tmp_path / "tree"), "--set", "k8s.monitoring_namespace=monitoring",
+        "--set", "k8s.autoscaling={by: hpa, max_replicas: 3}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "tree").rglob("autoscaler.yaml")
+    text = path.read_text()
+    assert "maxReplicas: 3" in text and "of load report" in text
+
+
 def test_the_job_of_a_load_test_asks_for_scores(rewards: FinishedLine, tmp_path: Path) -> None:
     run = rewards.run
     done = tuneline_here(

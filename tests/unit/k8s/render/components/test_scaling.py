@@ -63,6 +63,17 @@ def test_the_fastest_scenario_that_holds_is_the_capacity() -> None:
     assert read_capacity(report, "sha256:" + "a" * 64) is None
 
 
+def test_the_whole_time_is_an_objective_where_there_are_no_tokens() -> None:
+    one = scenario("fast", "PASS", 8.0, 6.5)
+    report: dict[str, Any] = {"environment": ENVIRONMENT, "scenarios": [one]}
+    one["slo"]["e2e_s"] = {"p90": 3.0}
+    found = read_capacity(report, "sha256:" + "a" * 64)
+    assert found is not None and found.objectives.keys() == {"ttft_s"}
+    one["slo"] = {"e2e_s": {"p90": 3.0}}
+    found = read_capacity(report, "sha256:" + "a" * 64)
+    assert found is not None and found.objectives == {"e2e_s": Objective(90.0, 3.0)}
+
+
 def test_a_target_is_the_headroom_of_the_measured_load() -> None:
     capacity = Capacity("sha256:" + "a" * 64, "fast", 8.0, 6.5)
     target = capacity.in_flight_per_pod(0.8)
@@ -252,3 +263,12 @@ def test_limits_of_alerts_come_from_the_load_report(
     out = render_run(tmp_path / "out", monitoring_namespace="observability", capacity=None)
     measured = {"TunelineTtft", "TunelineTpot", "TunelineQueue"}
     assert set(alerts(objects_of(out))) == set(with_report) - measured
+    whole = dataclasses.replace(CAPACITY, objectives={"e2e_s": Objective(95.0, 0.25)})
+    out = render_run(tmp_path / "whole", autoscaling=KEDA, monitoring_namespace="m", capacity=whole)
+    of_scores = alerts(objects_of(out))
+    assert of_scores.keys() & {*measured, "TunelineLatency"} == {"TunelineLatency", "TunelineQueue"}
+    assert of_scores["TunelineLatency"]["expr"].startswith("histogram_quantile(0.95, ")
+    assert of_scores["TunelineLatency"]["expr"].endswith(" > 0.25")
+    (scaled,) = (one for one in objects_of(out) if one["kind"] == "ScaledObject")
+    query = scaled["spec"]["triggers"][1]["metadata"]["query"]
+    assert "vllm:e2e_request_latency_seconds_bucket" in query and "/ 0.25" in query
