@@ -24,7 +24,7 @@ from tuneline.core.endpoint import Endpoint
 from tuneline.core.errors import ConfigError, DataError, ServerError
 from tuneline.models.source import ModelSource, resolve_model
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"query": "printer is jammed", "positive": ["open the rear tray"],
      "negative": ["reset the password", "pay the invoice"]},
     {"query": "cannot log in", "positive": ["reset the password"],
