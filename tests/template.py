@@ -16,12 +16,14 @@ import contextlib
 import gc
 import os
 import select
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +32,11 @@ from typing import Any
 import pytest
 
 READY = "ready"
+NAME = "TUNELINE_TESTS_TEMPLATE"
+"""The variable with the name of the template's socket, in its forks."""
+ROOT = Path(__file__).parents[1]
+BOOTSTRAP = "import sys;exec(eval(sys.stdin.readline()))"
+"""The program of execnet's workers: it runs the text that is the first line of stdin."""
 
 
 def fork_workers(specs: Sequence[Any], paths: Sequence[str]) -> subprocess.Popen[str] | None:
@@ -58,11 +65,34 @@ def fork_workers(specs: Sequence[Any], paths: Sequence[str]) -> subprocess.Popen
     assert template.stdout is not None
     if (answer := template.stdout.read()) != READY:
         raise pytest.UsageError(answer or "the process that imports the tests has ended")
-    client = Path(__file__).with_name("forked_worker.py")
     for spec in specs:
         if spec.popen and not spec.python:
-            spec.python = f"'{sys.executable}' -I -S '{client}' {name}"
+            spec.python = shlex.join(_client(name))
     return template
+
+
+def _client(name: str) -> list[str]:
+    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("forked_worker.py")), name]
+
+
+def start_python(program: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a program in a fork of the template, or in a new process if there is no template.
+
+    Use it for a program that imports torch and transformers. The process that is returned ends with
+    the program and has its exit status; a signal to it does not reach the program. The program
+    reads what is written to `stdin` next.
+    """
+    name = os.environ.get(NAME)
+    command = [sys.executable, "-c", BOOTSTRAP] if name is None else _client(name)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, **options)
+    setting = (
+        f"import os, sys; os.chdir({str(ROOT)!r}); sys.path.insert(0, {str(ROOT)!r}); "
+        f"os.environ.clear(); os.environ.update({dict(os.environ)!r})\n"
+    )
+    assert process.stdin is not None
+    process.stdin.write(repr(setting + program) + "\n")
+    process.stdin.flush()
+    return process
 
 
 @contextlib.contextmanager
@@ -135,8 +165,9 @@ def _serve(listener: socket.socket, paths: list[str]) -> None:
         connection, _ = listener.accept()
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
         if os.fork() == 0:
+            os.environ[NAME] = listener.getsockname()[1:].decode()
             listener.close()
-            _become_worker(descriptors)
+            _become_worker(descriptors, connection)
         for one in descriptors:
             os.close(one)
         connection.close()
@@ -144,8 +175,8 @@ def _serve(listener: socket.socket, paths: list[str]) -> None:
             os.waitpid(-1, os.WNOHANG)
 
 
-def _become_worker(descriptors: list[int]) -> None:
-    """Do what execnet's `python -c` does, on these pipes. The connection closes when it ends."""
+def _become_worker(descriptors: list[int], connection: socket.socket) -> None:
+    """Do what `python -c BOOTSTRAP` does, on these pipes, and send the exit status at its end."""
     for number, one in enumerate(descriptors):
         os.dup2(one, number)
         os.close(one)
@@ -156,12 +187,20 @@ def _become_worker(descriptors: list[int]) -> None:
     sys.argv = ["-c"]
     # A process that multiprocessing spawns would import the file of __main__.
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    exec("import sys;exec(eval(sys.stdin.readline()))", vars(main))  # noqa: S102
+    status = 0
+    try:
+        exec(BOOTSTRAP, vars(main))  # noqa: S102
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:  # noqa: BLE001 (as the interpreter does)
+        traceback.print_exc()
+        status = 1
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    os._exit(0)  # without the reports, as above
+    connection.send(bytes([status]))
+    os._exit(status)  # without the reports, as above
 
 
 if __name__ == "__main__":

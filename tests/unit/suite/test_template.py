@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.template import shared_state
+from tests.template import NAME, shared_state, start_python
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,7 +22,8 @@ def pytest_xdist_setupnodes(config, specs):
 """
 
 TESTS = """
-import multiprocessing, os, pathlib, pytest, sys
+import multiprocessing, os, pathlib, pytest, subprocess, sys
+from tests.template import start_python
 FOLDER = pathlib.Path(__file__).parent
 IMPORTED_IN = os.getpid()
 with (FOLDER / "imports").open("a") as file:
@@ -36,6 +37,11 @@ def test_a_worker_is_a_process_of_its_own(number):
 def test_a_spawned_process_does_not_import_the_template():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(abs, [-1]) == [1]
+def test_a_program_runs_in_a_fork_of_the_template():
+    program = "import os, sys; print(os.getppid(), sys.stdin.readline()); sys.exit(7)"
+    process = start_python(program, stdout=subprocess.PIPE)
+    assert process.communicate("given")[0].split() == [str(os.getppid()), "given"]
+    assert process.returncode == 7
 """
 
 
@@ -57,10 +63,20 @@ def run(folder: Path, **files: str) -> subprocess.CompletedProcess[str]:
 
 def test_workers_are_forked_from_one_import_of_the_tests(tmp_path: Path) -> None:
     done = run(tmp_path, test_one=TESTS, test_two=TESTS)
-    assert done.returncode == 0 and "8 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "10 passed" in done.stdout, done.stdout + done.stderr
     assert (tmp_path / "imports").read_text() == "one\n" * 2
     workers = [set((tmp_path / name).read_text().split()) for name in ("gw0", "gw1")]
     assert [len(pids) for pids in workers] == [1, 1] and workers[0] != workers[1]
+
+
+def test_a_program_runs_where_no_template_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(NAME, raising=False)
+    process = start_python(
+        "import os, sys; print(os.getppid(), sys.stdin.readline()); sys.exit(7)",
+        stdout=subprocess.PIPE,
+    )
+    assert process.communicate("given")[0].split() == [str(os.getpid()), "given"]
+    assert process.returncode == 7
 
 
 MAKES_A_FOLDER = """

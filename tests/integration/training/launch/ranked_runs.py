@@ -1,12 +1,11 @@
 """Train each case in one process and in two, from one process that has imported the libraries.
 
-`python ranked_runs.py FOLDER`. Each run is a forked process or two, and no process that computes is
-forked. FOLDER/<case>/ has an artifact for each run, and `status.json` says how each process ended.
+Each run is a forked process or two, and no process that computes is forked. <folder>/<case>/ has an
+artifact for each run, and `status.json` says how each process ended.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.integration.training.loop.killed_runs import COMMON, end_at
+from tests.integration.training.loop.killed_runs import COMMON, end_at, prepare_forks
 
 # 13 rows in batches of 2: seven batches, the last with one row, in steps of two batches. The last
 # step of an epoch has one batch, so that one of two processes has none.
@@ -82,9 +81,10 @@ def stop_at(step: int) -> None:
 
 
 def main(folder: Path) -> None:
-    import matplotlib.figure  # noqa: F401 (a forked process has what its parent has imported)
-    import torch
-    import torch.distributed.fsdp
+    """Run all cases."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # A forked process has what its parent has imported.
+    import torch.distributed.fsdp  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     from tests.integration.training.methods.datasets import write_dataset
@@ -95,9 +95,7 @@ def main(folder: Path) -> None:
     from tuneline.core.artifact import open_artifact
     from tuneline.models.source import resolve_model
 
-    torch.set_num_threads(1)
-    # A collection in each run would visit all imported objects: a quarter of its time.
-    gc.freeze()
+    prepare_forks(folder)
 
     def setting_up(_rank: int) -> None:
         make_base(folder / "base")
@@ -141,7 +139,3 @@ def main(folder: Path) -> None:
     run("lora", "moved", None, lambda _rank: end_at("step", INTERRUPTED_AT, signal.SIGKILL))
     run("lora", "moved", "fsdp2")
     (folder / "status.json").write_text(json.dumps(statuses))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

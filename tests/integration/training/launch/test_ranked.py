@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.integration.training.launch.ranked_runs import INTERRUPTED_AT, STRATEGIES
+from tests.template import start_python
 
-ROOT = Path(__file__).parents[4]
 TOLERANCE = 1e-5
 ONE = [(case, strategy) for case, names in STRATEGIES.items() for strategy in names]
 
@@ -23,15 +21,14 @@ ONE = [(case, strategy) for case, names in STRATEGIES.items() for strategy in na
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranked")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("ranked_runs.py")), str(folder)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    module = "tests.integration.training.launch.ranked_runs"
+    program = f"from pathlib import Path; from {module} import main; main(Path({str(folder)!r}))"
+    process = start_python(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stdout[-2000:] + stderr[-6000:]
     statuses = json.loads((folder / "status.json").read_text())
     failed = {name: codes for name, codes in statuses.items() if any(code > 0 for code in codes)}
-    assert not failed, f"{failed}\n{done.stderr[-6000:]}"
+    assert not failed, f"{failed}\n{stderr[-6000:]}"
     return folder
 
 

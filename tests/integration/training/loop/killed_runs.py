@@ -1,7 +1,7 @@
 """Train each case straight, and ended by SIGKILL and by SIGTERM at seeded moments and continued.
 
-`python killed_runs.py FOLDER`. The libraries are imported once; each run is a forked process, and
-no process that computes is forked. FOLDER/<case>/ has the artifacts `straight` and `killed`, and
+The libraries are imported once; each run is a forked process, and no process that computes is
+forked. <folder>/<case>/ has the artifacts `straight` and `killed`, and
 `kills.json` says where each process ended.
 """
 
@@ -14,7 +14,7 @@ import random
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,26 @@ def _step_of(file: Any) -> int:
     return int(step) if step.isdecimal() else -1
 
 
-def main(folder: Path, names: list[str]) -> None:
+def prepare_forks(folder: Path) -> None:
+    """Fill, before a process is forked, what each fork would work out anew and no run changes:
+    versions of libraries, the fonts of pictures, the names of a family's tensors."""
+    import torch
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from training.loop.loss_curve import write_curve
+    from tuneline.core.environment import environment_facts
+
+    torch.set_num_threads(1)
+    environment_facts()
+    write_curve([{"step": 1, "loss": 1.0, "eval_loss": 1.0}], folder)
+    get_checkpoint_conversion_mapping("llama")
+    # A collection in each run would visit all imported objects: a quarter of its time.
+    gc.freeze()
+
+
+def main(folder: Path, names: Sequence[str] = tuple(CASES)) -> None:
+    """Run the cases of these names."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     import bitsandbytes  # noqa: F401 (a forked process has what its parent has imported)
     import matplotlib.figure  # noqa: F401
     import torch
@@ -167,9 +186,7 @@ def main(folder: Path, names: list[str]) -> None:
     from training.train import train_adapter
     from tuneline.models.source import resolve_model
 
-    torch.set_num_threads(1)
-    # A collection in each run would visit all imported objects: a quarter of its time.
-    gc.freeze()
+    prepare_forks(folder)
 
     def setting_up() -> None:
         make_base(folder / "base")
@@ -217,7 +234,3 @@ def main(folder: Path, names: list[str]) -> None:
             kills.append({"moment": moment, "step": step, "status": status, "files": files})
         assert in_child(lambda: train("killed")) == 0, name
         (folder / name / "kills.json").write_text(json.dumps(kills))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or list(CASES))

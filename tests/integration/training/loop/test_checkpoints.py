@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 from tests.integration.training.conftest import SETTINGS, Line
+from tests.template import start_python
 from training.adapters.trainable import load_trainable
 from training.config import TrainingConfig
 from training.loop.checkpoints import (
@@ -40,8 +40,10 @@ from training.config import TrainingConfig
 from training.methods import sft
 from training.train import train_adapter
 from tuneline.core.artifact import open_artifact
+from tuneline.core.environment import environment_facts
 from tuneline.models.source import resolve_model
 torch.set_num_threads(1)
+environment_facts()
 gc.freeze()
 
 def train(line, out, settings):
@@ -75,11 +77,7 @@ for order in sys.stdin:
 @pytest.fixture(scope="module")
 def forking() -> Iterator[subprocess.Popen[str]]:
     """A process that has imported the libraries, and trains in a forked process for each order."""
-    root = Path(__file__).parents[4]
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKING], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+    with start_python(FORKING, stdout=subprocess.PIPE) as process:
         yield process
         process.kill()
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.integration.training.loop.killed_runs import CASES, COMMON, ENDS
+from tests.template import start_python
 
-ROOT = Path(__file__).parents[4]
 TIMINGS = (
     "wall_s", "trained_tokens_per_s", "peak_memory_bytes", "training_memory_bytes",
     "num_steps_resumed",
@@ -25,12 +23,11 @@ TIMINGS = (
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(folder)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    module = "tests.integration.training.loop.killed_runs"
+    program = f"from pathlib import Path; from {module} import main; main(Path({str(folder)!r}))"
+    process = start_python(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stdout[-2000:] + stderr[-6000:]
     return folder
 
 
