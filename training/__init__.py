@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from training.estimates.probe import probe_training
     from training.estimates.report import estimate_lines, estimate_memory, training_line
     from training.estimates.sharing import estimate_sharing
+    from training.evaluation.acceptance import measure_acceptance
     from training.evaluation.evaluate import evaluate_endpoint, evaluate_model
     from training.evaluation.forgetting.answers import rejudge_forgetting
     from training.evaluation.forgetting.items import suite_input
@@ -92,6 +93,7 @@ __all__ = [
     "has_queries",
     "is_follower",
     "is_within",
+    "measure_acceptance",
     "measure_data",
     "measure_forgetting",
     "num_points",
@@ -150,6 +152,7 @@ __getattr__ = lazy_face(
         "evaluate_ranking": "training.evaluation.ranking:evaluate_ranking",
         "has_queries": "training.evaluation.ranking:has_queries",
         "evaluate_retrieval": "training.evaluation.retrieval:evaluate_retrieval",
+        "measure_acceptance": "training.evaluation.acceptance:measure_acceptance",
         "measure_forgetting": "training.evaluation.forgetting.suite:measure_forgetting",
         "find_heldout": "training.data.sources:find_heldout",
         "measure_data": "training.data.measure:measure_data",

@@ -64,6 +64,10 @@ def evaluate(
     suite: Annotated[
         Suite | None, typer.Option(help="Ask a built-in suite in place of --data.")
     ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A reference whose tokens --model drafts, not --data."),
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="With --url: tasks of lm-evaluation-harness."),
@@ -86,6 +90,12 @@ def evaluate(
     """
     # Over 60 lines: most of them are options.
     of_rows = {"--data": data, "--column": columns}
+    if reference is not None:
+        others = {**of_rows, "--adapter": adapter, "--url": url, "--against": against}
+        more = {"--suite": suite, "--tasks": tasks, "--set": overrides, "RUN.yaml": run_file}
+        refuse("with --reference", {**others, **more})
+        _draft(reference, required(model, "--model"), required(out, "--out"), as_json)
+        return
     of_a_file = {**of_rows, "--adapter": adapter, "--against": against, "--suite": suite}
     if tasks is not None:
         refuse("with --tasks", {"RUN.yaml": run_file, **of_a_file, "--set": overrides})
@@ -134,6 +144,27 @@ def evaluate(
         config, dataset, endpoint, folder, tokenizer_folder=tokenizer, base=base
     )
     _emit_evaluation(result, as_json)
+
+
+def _draft(reference: Path, drafter: str, out: Path, as_json: bool) -> None:
+    """Measure how many tokens of recorded answers a drafter guesses."""
+    from training import measure_acceptance
+    from tuneline.core.artifact import open_artifact
+    from tuneline.core.artifact_kinds import KINDS
+    from tuneline.models.source import resolve_model
+
+    recorded = open_artifact(reference, kind="reference")
+    result = measure_acceptance(recorded, resolve_model(drafter), out)
+    metrics = result.manifest.metrics
+    lines = [KINDS["acceptance"].summary(metrics), "  drafted  tokens per step        gains if"]
+    for one in metrics["drafted"]:
+        low, high = one["interval"]
+        lines.append(
+            f"  {one['num_drafted']:7}  {one['tokens_per_step']:.2f} ({low:.2f} to {high:.2f})  a "
+            f"drafted token costs less than {one['most_cost']:.0%} of a step"
+        )
+    document = {"path": str(result.path), **result.manifest.model_dump()}
+    emit(document, [*lines, f"figures: {result.path / 'acceptance.json'}"], as_json)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,14 @@ def _adapter(metrics: Metrics) -> str:
     )
 
 
+def _acceptance(metrics: Metrics) -> str:
+    best = max(metrics["drafted"], key=lambda one: one["num_drafted"])
+    return (
+        f"{metrics['share_right']:.1%} of {metrics['num_tokens']:,} tokens are guessed: "
+        f"{best['tokens_per_step']:.2f} tokens per step with {best['num_drafted']} drafted"
+    )
+
+
 def _preferences(metrics: Metrics) -> str:
     if "reward_difference" in metrics:
         low, high = metrics["reward_difference_interval"]
@@ -210,6 +218,7 @@ RELEASE = "release.json"
 TUNE = "tune.json"
 
 KINDS: dict[str, Kind] = {
+    "acceptance": Kind(_acceptance, payload="acceptance.json"),
     "dataset": Kind(_dataset),
     "adapter": Kind(_adapter, payload="adapter_model.safetensors"),
     "evaluation": Kind(_evaluation, payload="predictions.jsonl"),

@@ -17,6 +17,16 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
         {"num_steps": 9, "eval_loss_before": 2.5, "eval_loss": 0.25, "trained_tokens_per_s": 1500},
         "9 steps, held-out loss 2.500 → 0.250, 1,500 trained tokens/s",
     ),
+    "acceptance": (
+        {
+            "share_right": 0.75, "num_tokens": 4096,
+            "drafted": [
+                {"num_drafted": 1, "tokens_per_step": 1.75},
+                {"num_drafted": 8, "tokens_per_step": 3.25},
+            ],
+        },
+        "75.0% of 4,096 tokens are guessed: 3.25 tokens per step with 8 drafted",
+    ),
     "evaluation": ({"exact_match": 0.925, "num_rows": 40}, "exact match 92.5% of 40"),
     "evaluation-report": (
         {
