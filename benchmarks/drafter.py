@@ -6,8 +6,8 @@
 The tuned model is that of the shipped tickets. The drafter is the first layer of the tiny base. It
 learns the same rows, and then by distillation the tuned model's own words on `--prompts` prompts.
 `tuneline evaluate --reference` says how many tokens of the recorded answers each drafts. A server
-with the last drafter then answers the held-out prompts, and its own counters say how many drafts it
-took. The result is a JSON document on stdout.
+then answers the prompts of the reference with the base and with the last drafter, and its
+own counters say how many drafts it took. The result is a JSON document on stdout.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def main() -> None:
             }
             for name, one in found.items()
         },
-        "served": {name: served(out, models[name]) for name in ("base", TAUGHT)},
+        "served": {
+            name: {"expected": as_counted(out, name), **served(out, models[name])}
+            for name in ("base", TAUGHT)
+        },
         "train_s": walls,
         "hardware": hardware_facts(),
     }
@@ -127,6 +130,19 @@ def acceptance(out: Path, name: str, model: str, reference: Path) -> dict[str, A
     tuneline("evaluate", "--model", model, "--reference", reference, "--out", folder)
     found: dict[str, Any] = json.loads((folder / "acceptance.json").read_text(encoding="utf-8"))
     return found
+
+
+def as_counted(out: Path, name: str) -> float:
+    """Return the tokens per step as the server counts them: drafts behind the end of an answer
+    count as right."""
+    accepted = steps = 0
+    for line in (out / f"acceptance-{name}" / "drafts.jsonl").read_text().splitlines():
+        right, place = json.loads(line)["right"], 0
+        while place < len(right):
+            window = [*right, *[1] * NUM_DRAFTED][place : place + NUM_DRAFTED]
+            taken = window.index(0) if 0 in window else NUM_DRAFTED
+            accepted, steps, place = accepted + taken, steps + 1, place + taken + 1
+    return 1 + accepted / steps
 
 
 def served(out: Path, drafter: str) -> dict[str, float]:

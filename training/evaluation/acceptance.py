@@ -23,6 +23,7 @@ from tuneline.core.statistics import bootstrap_interval
 from tuneline.models.source import ModelSource
 
 ACCEPTANCE_FILE = "acceptance.json"
+DRAFTS_FILE = "drafts.jsonl"
 NUM_DRAFTED = (1, 2, 3, 4, 5, 6, 8)
 """Tokens that a step drafts, by which the figures are given."""
 
@@ -36,7 +37,8 @@ def measure_acceptance(reference: Artifact, drafter: ModelSource, out: Path) -> 
 
     Returns:
         An artifact of kind `acceptance`: the share of right tokens, and for each number of drafted
-        tokens the mean tokens of a step, with its interval at 95 % over the answers.
+        tokens the mean tokens of a step, with its interval at 95 % over the answers. `drafts.jsonl`
+        has 1 for each right token of an answer, from its second token on, and 0 for the others.
 
     Raises:
         ArtifactError: `out` exists, or the drafter cannot be loaded.
@@ -58,6 +60,8 @@ def measure_acceptance(reference: Artifact, drafter: ModelSource, out: Path) -> 
             for done, answer in enumerate(answers, start=1):
                 right.append(_right_drafts(network, answer))
                 advance(done)
+        lines = (json.dumps({"right": list(map(int, one))}) + "\n" for one in right)
+        (draft.dir / DRAFTS_FILE).write_text("".join(lines), encoding="utf-8")
         figures = acceptance_figures(right)
         text = json.dumps(figures, indent=2) + "\n"
         (draft.dir / ACCEPTANCE_FILE).write_text(text, encoding="utf-8")

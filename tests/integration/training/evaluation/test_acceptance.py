@@ -79,6 +79,8 @@ def test_a_draft_is_right_if_it_is_the_drafter_s_next_token(
     assert 0 < sum(map(sum, right)) < metrics["num_tokens"]
     assert metrics["share_right"] == sum(map(sum, right)) / metrics["num_tokens"]
     assert json.loads((result.path / "acceptance.json").read_text()) == metrics
+    lines = (result.path / "drafts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["right"] for line in lines] == right
     roles = {entry.role: entry.digest for entry in result.manifest.inputs}
     assert roles == {"reference": reference.digest, "drafter": drafter.digest}
 
