@@ -73,8 +73,8 @@ def load_base(
     """Return a model with its weights in `dtype`, on the GPU if there is one.
 
     Args:
-        attention: The implementation by transformers' name. A network that has no `sdpa` is loaded
-            with its own.
+        attention: The implementation by transformers' name. A network that has no `sdpa`, or
+            whose attention limits its scores, is loaded with its own.
         task_type: `SEQ_CLS` gives the model one score in place of the next token, from a new linear
             layer with random weights; `FEATURE_EXTRACTION` leaves the head out.
         in_4bit: Whether bitsandbytes keeps the linear layers in NF4; they compute in `dtype`.
@@ -83,7 +83,7 @@ def load_base(
     Raises:
         ArtifactError: The folder cannot be loaded, or its files lack weights.
     """
-    # transformers takes sdpa by itself, and eager attention if a network has no sdpa.
+    # sdpa is taken by itself, and eager attention if a network has no sdpa or limits its scores.
     options: dict[str, Any] = {} if attention == "sdpa" else {"attn_implementation": attention}
     options["load"] = LOADERS[task_type]
     what = what or f"base model {base.name}"

@@ -96,7 +96,8 @@ def load_model(path: Path, **options: Any) -> tuple[Any, Any]:
     def load(folder: Path, **given: Any) -> tuple[Any, Any]:
         scheme = scheme_here(folder)
         if scheme is not None:
-            return load_quantized(folder, scheme, **options)
+            attention = {name: given[name] for name in ("attn_implementation",) if name in given}
+            return load_quantized(folder, scheme, **{**options, **attention})
         found: tuple[Any, Any] = served_class(folder).from_pretrained(folder, **given)
         return found
 

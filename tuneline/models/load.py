@@ -31,6 +31,10 @@ SERVE_QUANTIZED = (
     "if files were cut short."
 )
 
+LIMITED = ("gemma2", "vaultgemma", "t5_gemma_module")
+GEMMA2_LIMIT = 50.0
+"""The limit of attention scores where config.json has none, by transformers' default."""
+
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 """Number formats of weights that are not quantized, as safetensors names them."""
 
@@ -104,6 +108,8 @@ def load_network(
     elif config.get("quantization_config"):
         hint = SERVE_QUANTIZED
     with damage_named(f"{what}: transformers cannot load it", hint):
+        if "attn_implementation" not in options and limits_scores(config):
+            options["attn_implementation"] = "eager"
         network, info = load(
             folder,
             dtype=dtype,
@@ -124,6 +130,19 @@ def load_network(
                 + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             )
     return network.eval()
+
+
+def limits_scores(config: Mapping[str, Any]) -> bool:
+    """Return whether the attention of a network limits its scores by a tanh, as Gemma 2's does.
+
+    transformers 5.19 takes SDPA for such a network, which computes without the limit.
+
+    Args:
+        config: The folder's config.json.
+    """
+    text = config.get("text_config") or config
+    default = GEMMA2_LIMIT if text.get("model_type") in LIMITED else None
+    return bool(text.get("attn_logit_softcapping", default))
 
 
 def is_left_over(folder: Path, config: Mapping[str, Any]) -> bool:

@@ -161,19 +161,19 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             EVALUATION_BASE, "Evaluate the base model", "evaluation", "evaluation",
             (config.evaluation,), (DATASET,), _evaluation_base, inputs=evaluation_inputs,
-            accepts=(require_answers,), label="base model", version=5,
+            accepts=(require_answers,), label="base model", version=6,
         ),
         Stage(
             ADAPTER, "Fine-tune the whole model" if whole else "Fine-tune a LoRA adapter",
             "training", "model" if whole else "adapter", (config.training,), (DATASET,), _adapter,
             inputs=training_inputs, prepare=(_require_targets,), accepts=(require_measured,),
             # Reward models are trained on all that the template writes.
-            version=11 if config.training.method.makes == "scores" else 10,
+            version=12 if config.training.method.makes == "scores" else 11,
         ),
         Stage(
             EVALUATION_TUNED, f"Evaluate {tuned}", "evaluation", "evaluation",
             (config.evaluation,), (DATASET, ADAPTER), _evaluation_tuned, inputs=evaluation_inputs,
-            accepts=(require_answers,), label=tuned, version=5,
+            accepts=(require_answers,), label=tuned, version=6,
         ),
         Stage(
             EVALUATION_REPORT, "Compare base and tuned answers", "evaluation",
@@ -183,14 +183,14 @@ def _all_stages(run: Run) -> list[Stage]:
         Stage(
             PREFERENCES, "Compare preferences with the base", "evaluation", "preferences",
             (config.evaluation, config.training), (DATASET, ADAPTER), _evaluation_preferences,
-            inputs=training_inputs, accepts=(require_compared,), label=tuned, version=7,
+            inputs=training_inputs, accepts=(require_compared,), label=tuned, version=8,
         ),
         *product_of(config).judged(config, tuned),
         *_forgetting_stage(config),
         Stage(
             REFERENCE, "Record the trained model's answers", "training", "reference",
             (config.reference,), (DATASET, ADAPTER), _reference, accepts=(require_prompts,),
-            version=4,
+            version=5,
         ),
         Stage(
             MODEL, "Cast the trained model" if whole else "Merge adapter and base", "export",
@@ -214,7 +214,7 @@ def _forgetting_stage(config: RunConfig) -> list[Stage]:
         Stage(
             FORGETTING, "Ask the forgetting suite", "evaluation", "forgetting", (),
             (DATASET, ADAPTER),
-            _forgetting, inputs=forgetting_inputs, version=4,
+            _forgetting, inputs=forgetting_inputs, version=5,
         )
     ]  # fmt: skip
 

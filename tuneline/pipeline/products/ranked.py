@@ -18,5 +18,5 @@ def ranked_stage(
     return Stage(
         RETRIEVAL, "Rank passages with base and tuned model", "evaluation", "retrieval",
         (config.evaluation, config.training), (DATASET, ADAPTER), judge,
-        inputs=training_inputs, label=label,
+        inputs=training_inputs, label=label, version=2,
     )  # fmt: skip
