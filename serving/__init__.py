@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from serving.command.environment import engine_settings
     from serving.command.flags import Flag
     from serving.command.keys import add_key, list_keys, remove_key
-    from serving.command.memory import require_memory
+    from serving.command.memory import own_length, require_memory
     from serving.command.parser_check import check_flags
     from serving.compare import ask_each, converse_with_each
     from serving.kernels.command import bake_kernels
@@ -67,6 +67,7 @@ __all__ = [
     "list_adapters",
     "list_keys",
     "open_paths",
+    "own_length",
     "plan_container",
     "prove_classifier",
     "prove_relevance",
@@ -128,6 +129,7 @@ __getattr__ = lazy_face(
         "reconcile_adapters": "serving.adapters.reconcile:reconcile_adapters",
         "remove_adapter": "serving.adapters.client:remove_adapter",
         "remove_key": "serving.command.keys:remove_key",
+        "own_length": "serving.command.memory:own_length",
         "require_memory": "serving.command.memory:require_memory",
         "require_server": "serving.supervisor.process:require_server",
         "roll_back_adapter": "serving.adapters.client:roll_back_adapter",

@@ -57,6 +57,11 @@ def add_adapter(
         found = open_artifact(adapter, kind="adapter")
         fields["digest"] = found.digest
         reference = reference or find_reference(found)
+    elif adapter.is_dir():
+        raise ConfigError(
+            f"{adapter}: has no {MANIFEST}; expected an adapter artifact",
+            hint="Try: runs/NAME/adapter-KEY",
+        )
     if reference is None:
         raise ConfigError(
             f"{adapter}: is not a folder of this machine, and its reference is not given",

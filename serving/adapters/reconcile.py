@@ -30,6 +30,10 @@ class DesiredAdapter(StrictModel):
 
 
 _LIST = TypeAdapter(dict[str, DesiredAdapter])
+_FORM = (
+    'Write JSON: {"NAME": {"adapter": "/runs/…/adapter-…", "reference": "/runs/…/reference-…", '
+    '"digest": "…"}}'
+)
 
 
 def read_desired(path: Path) -> dict[str, DesiredAdapter]:
@@ -41,9 +45,17 @@ def read_desired(path: Path) -> dict[str, DesiredAdapter]:
     try:
         return _LIST.validate_json(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise ConfigError(
+            f"{path}: {error.strerror}; expected a list of adapters", hint=_FORM
+        ) from None
     except ValidationError as error:
-        raise ConfigError(f"{path}: is not a list of adapters: {error}") from None
+        found = [
+            f"{path}: is not a list of adapters: "
+            + "".join(f"{part}: " for part in problem["loc"])
+            + problem["msg"].lower()
+            for problem in error.errors()
+        ]
+        raise ConfigError(found, hint=_FORM) from None
 
 
 def describe_adapter(folder: Path, root: Path, root_at: str) -> DesiredAdapter:

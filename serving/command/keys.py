@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 import tomllib
 from collections.abc import Mapping
@@ -45,9 +46,14 @@ def list_keys(path: Path) -> list[Key]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected the named keys", hint=_HINT) from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint=_HINT) from None
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}; expected the file of named keys"
+        ) from None
     except ValueError as error:
-        raise ConfigError(f"{path}: is not a file of keys: {error}", hint=_HINT) from None
+        raise ConfigError(
+            f"{path}: is not a file of keys: {error}",
+            hint="Mend the file, or name a new one: tuneline keys add NAME --file NEW.toml",
+        ) from None
 
 
 def add_key(path: Path, name: str, limits: Mapping[str, Any]) -> str:
@@ -68,6 +74,9 @@ def add_key(path: Path, name: str, limits: Mapping[str, Any]) -> str:
             f"{path}: has a key {name!r} already",
             hint=f"Try: tuneline keys remove {name} --file {path}   (or another name)",
         )
+    for field, value in limits.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"key {name!r}: {field} is {value}; expected a number above 0")
     presented = f"tl-{secrets.token_urlsafe(24)}"
     fields = {"sha256": hashlib.sha256(presented.encode()).hexdigest()}
     # 0 equals False, and a key without its limit would have none.

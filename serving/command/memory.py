@@ -86,7 +86,7 @@ def require_memory(
         return f"not estimated: serving.extra_args sets {', '.join(changed)}"
     try:
         memory = estimate_serving(config, folder)
-        length = config.max_model_len or _own_length(folder)
+        length = config.max_model_len or own_length(folder)
     except ArtifactError as error:
         return f"not estimated: {error.message}"
     weights = memory.weights if knows_weights else 0
@@ -143,7 +143,7 @@ def _weights(network: Network, config: dict[str, Any], size: int) -> int:
     return network.num_parameters * size
 
 
-def _own_length(folder: Path) -> int | None:
+def own_length(folder: Path) -> int | None:
     """Return the length that vLLM takes by itself; None if config.json does not name one."""
     config = read_json(folder / CONFIG)
     text = config.get("text_config") or config

@@ -79,7 +79,7 @@ def _key(name: str, table: Any) -> Key:
         raise ValueError(f"[{name}]: admin is {table['admin']!r}; expected true or false")
     models = table.get("models")
     if models is not None and not (
-        isinstance(models, list) and all(isinstance(model, str) for model in models)
+        isinstance(models, list) and all(isinstance(model, str) and model for model in models)
     ):
-        raise ValueError(f"[{name}]: models is not a list of names")
+        raise ValueError(f"[{name}]: models is {models!r}; expected a list of names")
     return Key(name, **{**table, "models": None if models is None else tuple(models)})

@@ -54,6 +54,8 @@ from tuneline.core.vllm_limits import VLLM_EXIT_MARGIN_S
 from tuneline.models.source import ModelSource
 
 POLL_INTERVAL_S = 0.1
+USAGE_STATUS = 2
+"""With which vLLM ends if it does not take a flag."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -226,7 +228,9 @@ class Server:
                     answers_none = any(FAILS in line for line in lines)
                     death = self.death("at its first request" if answers_none else "while loading")
                     if not self._has_left_full_cache():
-                        raise why_not_loaded(death, self.launch.model)
+                        is_usage = self.exit_code() == USAGE_STATUS
+                        config = self.launch.config if is_usage else None
+                        raise why_not_loaded(death, self.launch.model, config)
                     logger.warning("%s\nvLLM starts again without the compile cache", death.message)
                 if time.monotonic() - self._started_s > self.launch.config.ready_timeout_s:
                     raise self._failure(

@@ -7,6 +7,7 @@ Hub's cache, and a second run asks the network nothing.
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,6 +33,11 @@ def hub_files(config: SourceConfig, key: str) -> tuple[Path, ...]:
     hub = require("huggingface_hub", "train")
     name = config.path.removeprefix(HUB)
     where = f"{key}: {config.path}" + (f"@{config.revision}" if config.revision else "")
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None:
+        raise DataError(
+            f"{where}: is not the name of a dataset; expected {HUB}OWNER/NAME",
+            hint=f"Try: {HUB}HuggingFaceH4/no_robots",
+        )
 
     def fetch(local_files_only: bool) -> tuple[Path, ...]:
         def snapshot(patterns: list[str]) -> Path:
@@ -56,10 +62,12 @@ def hub_files(config: SourceConfig, key: str) -> tuple[Path, ...]:
         chosen = choose_files(names, _card(folder), config, where)
         return tuple(snapshot(chosen) / chosen_name for chosen_name in chosen)
 
-    return _fetched(fetch, hub, where)
+    return _fetched(fetch, hub, where, name)
 
 
-def _fetched(fetch: Callable[[bool], tuple[Path, ...]], hub: Any, where: str) -> tuple[Path, ...]:
+def _fetched(
+    fetch: Callable[[bool], tuple[Path, ...]], hub: Any, where: str, name: str
+) -> tuple[Path, ...]:
     try:
         return fetch(True)
     except (hub.errors.LocalEntryNotFoundError, ValueError, DataError):
@@ -70,8 +78,9 @@ def _fetched(fetch: Callable[[bool], tuple[Path, ...]], hub: Any, where: str) ->
         raise MissingError(
             f"{where}: is not cached, and the Hugging Face Hub does not give it "
             f"({first_line(error)})",
-            hint="Check the name and the network; a private or gated dataset also needs HF_TOKEN. "
-            "Or download it where there is a network: hf download --repo-type dataset NAME",
+            hint="Check the name and the network; a private or gated dataset also needs HF_TOKEN.\n"
+            "  Without a network, download it elsewhere, copy the folder, and give its path: "
+            f"hf download --repo-type dataset {name} --local-dir {name.rpartition('/')[2]}",
         ) from None
 
 

@@ -15,6 +15,7 @@ from training.data.formats.opening import TEXT_SUFFIXES
 from tuneline.core.artifact import Input, canonical_digest
 from tuneline.core.errors import DataError
 from tuneline.core.files import file_sha256
+from tuneline.core.progress import logger
 
 HUB = "hf:"
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -98,13 +99,21 @@ def open_source(config: SourceConfig, relative_to: Path, key: str) -> Source:
         return Source(config, _folder_files(path, config.split, key), key)
     unused = [n for n in ("split", "config", "revision") if getattr(config, n) is not None]
     if unused:
-        # A command without a run.yaml has the keys as options.
-        name = f"data.{unused[0]}" if key.startswith("data.") else f"--{unused[0]}"
+        name = option_of(unused[0], key)
         raise DataError(
             f"{key}: {path} is one file; {name} is for a folder or a dataset of the Hub",
             hint=f"Leave out {name}.",
         )
     return Source(config, (path,), key)
+
+
+def option_of(name: str, key: str) -> str:
+    """Return how a command names an option of a source: a key of run.yaml, or its own option.
+
+    Args:
+        key: The place that names the source; `data.…` in a run.yaml.
+    """
+    return f"data.{name}" if key.startswith("data.") else f"--{name}"
 
 
 def find_heldout(path: str, relative_to: Path) -> dict[str, str]:
@@ -155,10 +164,14 @@ def select_files(names: Iterable[str], split: str | None, where: str) -> list[st
             splits = ", ".join(name or "files without a split" for name in by_split)
             raise DataError(
                 f"{where}: has no split {split or 'train'!r}; found: {splits}",
-                hint="Set data.split to one of them, or give the file itself as data.path.",
+                hint=f"Set {option_of('split', where)} to one of them, or give the file itself.",
             )
         found = by_split[wanted]
         formats = {format_suffix(Path(name)) for name in found}
+        if left := [n for n in by_split.get("", []) if format_suffix(Path(n)) not in formats]:
+            logger.info(
+                "  %s: not of the split %s, left out: %s", where, wanted, ", ".join(left[:5])
+            )
         others = [n for n in by_split.get("", []) if format_suffix(Path(n)) in formats]
         if split is None and others:
             raise DataError(

@@ -13,6 +13,7 @@ from tuneline.commands.option_values import endpoint_of
 from tuneline.commands.options import AsJson, KeyEnv
 from tuneline.commands.printing import emit
 from tuneline.core.digests import short_digest
+from tuneline.core.progress import logger
 
 ServerUrl = Annotated[str, typer.Argument(metavar="URL", help="The server, up to and with /v1.")]
 AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="The name of the adapter.")]
@@ -40,8 +41,10 @@ def adapters_add(
     """
     from serving import add_adapter
 
+    server = _server(url, api_key_env)
+    logger.info("  the server loads the adapter and answers each prompt of its reference")
     with _naming_the_list(url):
-        entry = add_adapter(_server(url, api_key_env), name, adapter, reference)
+        entry = add_adapter(server, name, adapter, reference)
     proof = entry["proof"]
     line = (
         f"{name}: {short_digest(entry['digest'])} is served; {proof['num_equal_answers']} of "

@@ -114,7 +114,11 @@ def evaluate(
             refuse("with --suite", {**of_rows, "--tokenizer": tokenizer, "--set": overrides})
             _ask_suite(asked, against, required(out, "--out"), as_json)
             return
-        source = {"path": required(data, "--data"), "columns": column_map(columns or [])}
+        names_model = model is not None or url is not None
+        source = {
+            "path": required(data, "--data" if names_model else "RUN.yaml or --data"),
+            "columns": column_map(columns or []),
+        }
         _evaluate_file(asked, source, against, out, overrides, as_json)
         return
     refuse("with RUN.yaml", of_a_file)

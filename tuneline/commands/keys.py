@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from tuneline.commands.printing import emit
 KeysFile = Annotated[
     Path, typer.Option("--file", metavar="KEYS.toml", help="The file that serving.keys_file names.")
 ]
+NO_LIMIT = (None, False)
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Who the key is for.")]
 
 
@@ -45,7 +47,11 @@ def keys_add(
         "priority": priority,
     }
     key = add_key(file, name, limits)
-    lines = [key, f"  {file} has its digest only: keep the key now, it is not shown again"]
+    lines = [
+        key,
+        f"  {file} has its digest only: keep the key now, it is not shown again",
+        f"  for the server: --set serving.keys_file={shlex.quote(str(file.absolute()))}",
+    ]
     emit({"name": name, "file": str(file), "key": key}, lines, as_json)
 
 
@@ -67,9 +73,18 @@ def keys_list(file: KeysFile, as_json: AsJson = False) -> None:
     ]
     lines = []
     for key in keys:
-        limits = [f"{name}={value}" for name, value in key.items() if value not in (None, False)]
+        limits = [_limit(field, value) for field, value in key.items() if value not in NO_LIMIT]
         lines.append("  ".join([str(key["name"]), ", ".join(limits[1:]) or "-"]))
     emit({"file": str(file), "keys": keys}, lines or ["no keys"], as_json)
+
+
+def _limit(field: str, value: object) -> str:
+    """Return one limit of a key for people."""
+    if value is True:
+        return field
+    if isinstance(value, list):
+        return f"{field}={','.join(value) or '[]'}"
+    return f"{field}={value:g}" if isinstance(value, float) else f"{field}={value}"
 
 
 def keys_remove(name: KeyName, file: KeysFile, as_json: AsJson = False) -> None:

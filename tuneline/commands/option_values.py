@@ -17,6 +17,7 @@ SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 DEFAULT_KEY_ENV = "VLLM_API_KEY"
 EXAMPLES = {
     "--data": "--data FILE",
+    "RUN.yaml or --data": "tuneline evaluate RUN.yaml",
     "--out": "--out DIR",
     "--model": "--model NAME",
     "--to": "--to s3://BUCKET/PATH",
@@ -40,14 +41,19 @@ def endpoint_of(url: str, model: str | None, api_key_env: str | None) -> Endpoin
     the only one that the server lists.
 
     Raises:
-        ConfigError: The URL cannot be used, or there is no name and the server lists no model or
-            several.
+        ConfigError: The URL cannot be used, the named variable is not set, or there is no name and
+            the server lists no model or several.
         ServerError: There is no name, and the server does not answer.
     """
     from tuneline.core.endpoint import Endpoint, read_key, split_url
     from tuneline.core.served_models import only_model
 
     split_url(url)
+    if api_key_env is not None and api_key_env not in os.environ:
+        raise ConfigError(
+            f"--api-key-env {api_key_env}: the variable is not set",
+            hint=f"Try: export {api_key_env}=KEY",
+        )
     url, key = url.rstrip("/"), read_key(os.environ, api_key_env or DEFAULT_KEY_ENV)
     return Endpoint(url, only_model(url, key) if model is None else model, key)
 

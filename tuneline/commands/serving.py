@@ -31,6 +31,7 @@ from tuneline.pipeline import DEFAULT_RUNS
 
 if TYPE_CHECKING:
     from serving import Answer, Flag, RunningServer
+    from serving.config import ServingConfig
     from tuneline.core.artifact import Artifact
     from tuneline.core.endpoint import Endpoint
     from tuneline.models.source import ModelSource
@@ -339,6 +340,7 @@ def _to_serve(
         config = validate_config(ServingConfig, values, "tuneline serve")
         require_model_folder(target)
         if starts:
+            _require_length(config, target)
             require_memory(config, target, is_start=True)
         return config, _Target(resolve_model(str(target))), target.resolve().name
     if str(target).startswith(("http:/", "https:/")):
@@ -357,8 +359,22 @@ def _to_serve(
     served = served_by_run(run)
     values = {**serving_config(run).model_dump(), **chosen}
     config = validate_config(ServingConfig, values, "tuneline serve")
+    if starts:
+        _require_length(config, served.model.path)
     check = partial(check_served, served)
     return config, _Target(served.model, served.adapter, check), run.config.name
+
+
+def _require_length(config: ServingConfig, folder: Path) -> None:
+    """Refuse a `max_model_len` that the model does not take before vLLM loads, in half a minute."""
+    from serving import own_length
+    from tuneline.pipeline.lengths import require_max_model_len
+
+    wanted, own = config.max_model_len, own_length(folder)
+    # Only a length beyond the one in config.json is worth the import of transformers.
+    changes = "hf_overrides" in config.given_args
+    if wanted is not None and not changes and (own is None or wanted > own):
+        require_max_model_len(wanted, folder, f"model {folder.name}")
 
 
 def _talk(

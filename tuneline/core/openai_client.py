@@ -98,14 +98,21 @@ def server_error(error: Exception, endpoint: Endpoint, timeout_s: float) -> Serv
     url = endpoint.url
     if isinstance(error, openai.AuthenticationError):
         return ServerError(
-            f"{url}: the key is missing or is not the server's key",
-            hint="Set VLLM_API_KEY (or the variable that serving.api_key_env names) to the "
-            "server's key.",
+            f"{url}: "
+            + (
+                "needs a key; none was sent"
+                if endpoint.api_key is None
+                else "does not know the key"
+            ),
+            hint="Try: export VLLM_API_KEY=KEY   (another variable: --api-key-env VARIABLE, or "
+            "serving.api_key_env of a run)",
         )
     if isinstance(error, openai.NotFoundError):
         return ServerError(
             f"{url}: model {endpoint.model!r}: {printable(error.message[:MAX_WORDS])}",
-            hint=f"Try: curl {url}/models   (the names that it serves)",
+            hint=f"Try: curl {url}/models   (the names that it serves)"
+            if url.endswith("/v1") or "nknown route" not in error.message
+            else "Give the URL up to and with /v1, such as http://HOST:PORT/v1.",
         )
     if isinstance(error, openai.APIStatusError):
         words = printable(error.message[:MAX_WORDS])

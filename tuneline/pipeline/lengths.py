@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from tuneline.core.artifact import Artifact
 from tuneline.core.dataset import HELDOUT_FILE
@@ -11,6 +12,26 @@ from tuneline.core.errors import ConfigError, DataError
 from tuneline.models.context import context_length, require_context, served_length
 from tuneline.models.source import ModelSource
 from tuneline.pipeline.run_config import Run, RunConfig, resolve_base
+
+
+def require_max_model_len(wanted: int | None, folder: Path, of: str) -> None:
+    """Check that a model takes as many tokens as `serving.max_model_len` asks for.
+
+    Args:
+        of: The model, for the message.
+
+    Raises:
+        ConfigError: It takes fewer.
+    """
+    if wanted is None or os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1":
+        return
+    context = context_length(folder)
+    if context is not None and wanted > context:
+        raise ConfigError(
+            f"serving.max_model_len is {wanted:,}; the {of} takes {context:,} tokens, and vLLM "
+            "refuses to start",
+            hint=f"Set serving.max_model_len: {context}, or choose a model with a longer context.",
+        )
 
 
 def require_served_length(config: RunConfig, base: ModelSource) -> int:
@@ -21,15 +42,8 @@ def require_served_length(config: RunConfig, base: ModelSource) -> int:
             beyond what the model takes.
     """
     serving = config.serving
-    context, wanted = context_length(base.path), serving.max_model_len
-    may_exceed = os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1"
-    if context is not None and wanted is not None and wanted > context and not may_exceed:
-        raise ConfigError(
-            f"serving.max_model_len is {wanted:,}; the base model {base.name} takes {context:,} "
-            "tokens, and vLLM refuses to start",
-            hint=f"Set serving.max_model_len: {context}, or choose a base model with a longer "
-            "context.",
-        )
+    wanted = serving.max_model_len
+    require_max_model_len(wanted, base.path, f"base model {base.name}")
     served = served_length(base.path, wanted)
     workload = config.loadtest.workload
     if workload.input_tokens is not None:

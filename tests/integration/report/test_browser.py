@@ -62,6 +62,18 @@ def test_a_long_address_in_a_reason_leaves_the_other_columns_their_width(
     assert box["x"] + box["width"] <= sheet["x"] + sheet["width"] + 1
 
 
+def test_a_long_result_leaves_the_condition_words_in_a_line(browser: "Browser", page: Path) -> None:
+    with opened(browser, page, width=1280) as shown:
+        shown.page.evaluate(OPEN_ALL)
+        widths = shown.page.evaluate(
+            "[...document.querySelectorAll('#gates td[data-label=required]')]"
+            ".map((e) => e.getBoundingClientRect().width)"
+        )
+        assert shown.page.evaluate(OVERFLOW) <= 0
+    assert len(widths) >= 10
+    assert min(widths) >= 170  # pixels: three words of 16 px
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_block_has_contrast_in_both_schemes(
     browser: "Browser", every_block: Path, scheme: str

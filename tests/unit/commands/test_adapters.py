@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,3 +97,9 @@ def test_ctrl_c_names_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     done = tuneline_here("adapters", "remove", url, "replies")
     assert done.returncode == 130
     assert f"Try: tuneline adapters list {url}" in done.stderr
+
+
+def test_a_folder_that_is_not_an_artifact_is_named_as_it_is(tmp_path: Path) -> None:
+    done = tuneline_here("adapters", "add", "http://127.0.0.1:1/v1", str(tmp_path), "--name", "x")
+    assert done.returncode == 2
+    assert f"{tmp_path}: has no manifest.json; expected an adapter artifact" in done.stderr

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tuneline.commands.option_values import seconds_of, section_of, whole_numbers
+from tuneline.commands.option_values import endpoint_of, seconds_of, section_of, whole_numbers
 from tuneline.core.errors import ConfigError
 
 
@@ -51,3 +51,11 @@ def test_overrides_without_a_run_give_their_section(
 def test_an_override_of_another_section_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=f"^--set {override}: "):
         section_of([override], "serving", "a folder", "key=1")
+
+
+def test_a_variable_of_a_key_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_KEY", raising=False)
+    with pytest.raises(ConfigError, match="--api-key-env NO_KEY: the variable is not set"):
+        endpoint_of("http://127.0.0.1:1/v1", "m", "NO_KEY")
+    monkeypatch.setenv("NO_KEY", "k")
+    assert endpoint_of("http://127.0.0.1:1/v1", "m", "NO_KEY").api_key == "k"

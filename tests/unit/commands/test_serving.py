@@ -232,3 +232,13 @@ def test_a_pooling_that_vllm_does_not_have_is_refused(
     )
     with refused if is_refused else contextlib.nullcontext():
         require_pooling(config, tmp_path)
+
+
+def test_a_length_that_the_model_does_not_take_is_refused_before_the_start(tmp_path: Path) -> None:
+    done = tuneline_here(
+        "serve", str(BASE), "--set", "serving.max_model_len=4096", "--runs-dir", str(tmp_path)
+    )
+    assert done.returncode == 2, done.stderr
+    assert "serving.max_model_len is 4,096; the model tiny-base takes 1,024 tokens" in done.stderr
+    assert not list(tmp_path.rglob("*.log"))
+    _to_serve(BASE, ["serving.max_model_len=4096"], tmp_path, None, None, starts=False)

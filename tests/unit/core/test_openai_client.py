@@ -103,7 +103,7 @@ def test_both_clients_reach_loopback_behind_proxy_variables(server: Server) -> N
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        ((401, '{"error": {"message": "no"}}'), "the key is missing or is not the server's key"),
+        ((401, '{"error": {"message": "no"}}'), "needs a key; none was sent"),
         ((404, '{"error": {"message": "no such model"}}'), "model 'm': .*no such model"),
         ((429, '{"error": {"message": "busy"}}'), "status 429: .*busy"),
         ((200, "{not json"), "is not a chat completion"),

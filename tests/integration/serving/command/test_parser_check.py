@@ -12,7 +12,9 @@ from serving.command.flags import Flag, configured_flags, flag_words
 from serving.command.parser_check import check_flags
 from serving.command.parser_worker import problems_of
 from serving.config import ServingConfig
-from tuneline.core.errors import ConfigError
+from serving.supervisor.diagnosis import why_not_loaded
+from tuneline.core.errors import ConfigError, ServerError
+from tuneline.models.source import ModelSource, embedded_base
 
 BAD = {
     "no_such_flag": (1, "vLLM has no flag --no-such-flag"),
@@ -64,3 +66,12 @@ def test_a_bad_flag_is_refused_by_its_key_and_good_flags_are_remembered(
     assert len(json.loads(cache.read_text())) == 1
     monkeypatch.setattr(parser_check, "flag_problems", lambda _: pytest.fail("asked again"))
     assert check_flags(good) == found
+
+
+def test_a_server_that_dies_of_a_flag_names_its_key() -> None:
+    death = ServerError("vLLM died while loading")
+    sound = ModelSource("tiny-base", embedded_base(), "sha256:0", "base-model")
+    config = ServingConfig(extra_args={"no_such_flag": 1})
+    found = why_not_loaded(death, sound, config)
+    assert found.exit_code == 2
+    assert "serving.extra_args.no_such_flag: vLLM has no flag --no-such-flag" in found.message

@@ -113,7 +113,7 @@ def test_a_dataset_is_downloaded_once_and_read_as_text(tmp_path: Path, url: str)
     other = convert(tmp_path, url, "test.jsonl", "--split", "test", HF_HUB_OFFLINE="1")
     assert other.returncode == 4
     assert "hf:owner/name: is not cached, and the Hugging Face Hub does not give it" in other.stderr
-    assert "hf download --repo-type dataset" in other.stderr
+    assert "hf download --repo-type dataset owner/name --local-dir name" in other.stderr
     assert not (tmp_path / "test.jsonl").exists()
 
     split = convert(tmp_path, url, "none.jsonl", "--split", "dev")

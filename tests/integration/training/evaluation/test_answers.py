@@ -310,7 +310,7 @@ def test_answers_through_an_endpoint_are_scored_in_order(
     ("status", "text", "message"),
     [
         (404, '{"error": {"message": "The model does not exist."}}', "The model does not exist"),
-        (401, '{"error": {"message": "no such key"}}', "the key is missing"),
+        (401, '{"error": {"message": "no such key"}}', "needs a key; none was sent"),
         (200, '{"choices": []}', "failed"),
         (200, '{"unexpected": 1}', "failed"),
         (200, "not json", "failed"),

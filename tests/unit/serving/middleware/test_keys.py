@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -466,9 +467,24 @@ def test_a_new_key_with_a_limit_of_zero_is_refused(limit: str, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_limit_that_is_not_a_number_is_named(value: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"requests_per_minute is {value}; expected a number"):
+        add_key(tmp_path / "keys.toml", "a", {"requests_per_minute": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_for_a_model_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"models is \[''\]; expected a list of names"):
+        add_key(tmp_path / "keys.toml", "a", {"models": [""]})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_is_not_a_file_of_keys(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory") as caught:
         remove_key(tmp_path, "a")
+    # Another key in the same file would end in the same way.
+    assert "keys add" not in str(caught.value)
 
 
 def test_the_last_key_that_is_removed_is_refused(keys_file: Path) -> None:
@@ -514,7 +530,7 @@ def test_a_server_does_not_start_without_its_keys(keys_file: Path) -> None:
         (table("a", "k", priority=True), "[a]: priority is True; expected a whole number"),
         (table("a", "k", priority=10**9), "[a]: priority is 1000000000; expected"),
         (table("a", "k", admin="yes"), "[a]: admin is 'yes'; expected true or false"),
-        (table("a", "k", models="tickets"), "[a]: models is not a list of names"),
+        (table("a", "k", models="tickets"), "[a]: models is 'tickets'; expected a list of names"),
         (table("a", "k") + table("b", "k"), "two names have the same sha256"),
         ("[a", "Expected ']'"),
     ],

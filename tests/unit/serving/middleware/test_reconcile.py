@@ -148,3 +148,22 @@ def test_an_adapter_is_described_with_its_reference_below_the_root(tmp_path: Pat
     }  # fmt: skip
     with pytest.raises(ConfigError, match=r"is not below serving\.adapters\.root"):
         describe_adapter(made.path, tmp_path / "other", "/adapters")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file or directory; expected a list of adapters"),
+        ("", "is not a list of adapters: invalid json: eof"),
+        ('{"a": {"adapter": "/runs/a"}}', "a: reference: field required"),
+    ],
+)
+def test_a_file_that_is_no_list_shows_the_form(tmp_path: Path, text: str | None, said: str) -> None:
+    file = tmp_path / "list.json"
+    if text is not None:
+        file.write_text(text)
+    done = tuneline_here("adapters", "apply", "http://127.0.0.1:1/v1", str(file))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert '"reference": ' in done.stderr
+    assert "pydantic" not in done.stderr

@@ -241,3 +241,25 @@ def test_bad_rows_are_dropped_and_counted_on_request(
     assert metrics["dropped"] == {"cannot be read": 1, "exact duplicate": 1, "held out": 1}
     assert metrics["num_rows_read"] == 4 == metrics["num_train"] + 3
     assert "line 2: field 'completion': is empty" in caplog.text
+
+
+def test_files_of_another_format_that_a_split_leaves_out_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", logger="tuneline"):
+        assert select_files(["train-0.jsonl", "rows.csv"], None, "x") == ["train-0.jsonl"]
+    assert "x: not of the split train, left out: rows.csv" in caplog.text
+
+
+@pytest.mark.parametrize(("key", "name"), [("FILE", "--split"), ("data.path", "data.split")])
+def test_a_wrong_split_is_mended_where_it_was_given(tmp_path: Path, key: str, name: str) -> None:
+    _write(tmp_path / "train.jsonl", ("a", "b"))
+    with pytest.raises(DataError, match="has no split 'test'; found: train") as caught:
+        open_source(SourceConfig(path=str(tmp_path), split="test"), Path(), key)
+    assert f"Set {name} to one of them" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("path", ["hf:", "hf:a/b/c", "hf:two words", "hf:/name"])
+def test_a_name_that_no_dataset_has_is_an_error_of_usage(path: str) -> None:
+    with pytest.raises(DataError, match="is not the name of a dataset; expected hf:OWNER/NAME"):
+        open_source(SourceConfig(path=path), Path(), "FILE")
